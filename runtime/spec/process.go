@@ -1,0 +1,137 @@
+package spec
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	defaultTerm = "TERM=xterm"
+)
+
+// process fills in what runs, but not its capabilities and profiles.
+func (b *builder) process() error {
+	args, err := Args(b.Image, b.Container)
+	if err != nil {
+		return err
+	}
+	env, limits, err := Env(b.Image, b.Container, b.Hostname)
+	if err != nil {
+		return err
+	}
+	b.limits = append(b.limits, limits...)
+	p := b.spec.Process
+	p.Args, p.Env = args, env
+	p.Cwd = Cwd(b.Image, b.Container)
+	p.Terminal = b.Container.GetTty()
+	p.User = b.User.oci()
+	p.NoNewPrivileges = b.sc.GetNoNewPrivs()
+	if !b.sc.GetPrivileged() {
+		p.SelinuxLabel = b.ProcessLabel
+	}
+	b.spec.Linux.MountLabel = b.MountLabel
+	return nil
+}
+
+// Args is the command line: the request's command replaces the image's entrypoint and its arguments, the request's args
+// replace the image's arguments.
+func Args(image ocispec.ImageConfig, container *cri.ContainerConfig) ([]string, error) {
+	command, args := slices.Clone(container.GetCommand()), container.GetArgs()
+	if len(command) == 0 {
+		command = slices.Clone(image.Entrypoint)
+		// Builders write an entrypoint of one empty string to say "none".
+		if len(command) == 1 && command[0] == "" {
+			command = nil
+		}
+		if len(args) == 0 {
+			args = image.Cmd
+		}
+	}
+	all := append(command, args...)
+	if len(all) == 0 {
+		return nil, invalid("command", "neither the request nor the image names a command")
+	}
+	for _, a := range all {
+		if strings.ContainsRune(a, 0) {
+			return nil, invalid("command", "argument %q contains a NUL byte", a)
+		}
+	}
+	return all, nil
+}
+
+// Cwd is the working directory, absolute and clean.
+func Cwd(image ocispec.ImageConfig, container *cri.ContainerConfig) string {
+	dir := container.GetWorkingDir()
+	if dir == "" {
+		dir = image.WorkingDir
+	}
+	return path.Join("/", dir)
+}
+
+// Env is the environment: PATH, TERM (with a terminal) and HOSTNAME as defaults, then the image's variables, then the
+// request's; the last one of a name wins and stands where the first stood. HOME is left to libcontainer, which takes it
+// from the /etc/passwd that the container will see, mounts included.
+//
+// Values that are not UTF-8 are possible in CRI but not in the JSON that an OCI runtime reads: they are returned as
+// limitations.
+func Env(image ocispec.ImageConfig, container *cri.ContainerConfig, hostname string) (env, limitations []string, err error) {
+	env = []string{defaultPath}
+	if container.GetTty() {
+		env = append(env, defaultTerm)
+	}
+	env = append(env, "HOSTNAME="+hostname)
+	for _, kv := range image.Env {
+		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
+			continue // an image's slip; no process could read it
+		}
+		env = setEnv(env, kv)
+	}
+	for _, kv := range container.GetEnvs() {
+		name, value := kv.GetKey(), string(kv.GetValue())
+		switch {
+		case name == "" || strings.ContainsAny(name, "=\x00"):
+			return nil, nil, invalid("envs", "%q is not the name of a variable", name)
+		case strings.ContainsRune(value, 0):
+			return nil, nil, invalid("envs", "the value of %s contains a NUL byte", name)
+		case !utf8.ValidString(value):
+			limitations = append(limitations, fmt.Sprintf("environment variable %s: bytes that are not UTF-8 are replaced", name))
+		}
+		env = setEnv(env, name+"="+value)
+	}
+	return env, limitations, nil
+}
+
+// setEnv puts kv in the place of a variable of the same name, or at the end.
+func setEnv(env []string, kv string) []string {
+	name, _, _ := strings.Cut(kv, "=")
+	for i, old := range env {
+		if strings.HasPrefix(old, name+"=") {
+			env[i] = kv
+			return env
+		}
+	}
+	return append(env, kv)
+}
+
+// ExecProcess is a further process of a running container: as the container's own, but for the command.
+func ExecProcess(container *specs.Spec, cmd []string, tty bool) *specs.Process {
+	p := *container.Process
+	p.Args = slices.Clone(cmd)
+	p.Env = slices.Clone(p.Env)
+	p.CommandLine = ""
+	p.ConsoleSize = nil
+	p.Terminal = tty
+	hasTerm := slices.ContainsFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "TERM=") })
+	if tty && !hasTerm {
+		p.Env = append(p.Env, defaultTerm)
+	}
+	return &p
+}
