@@ -1,0 +1,116 @@
+package cgroups
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// Remove ends what still runs in the cgroup and removes it with all below it; one that is not there is removed already.
+// With the systemd driver the unit is stopped and forgotten too. Who comes in meanwhile is killed as well, until ctx ends
+// (30 seconds if it has no deadline).
+func (g *Group) Remove(ctx context.Context) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	if g.unit != nil {
+		// Also where the directory is gone: the unit of a container that was killed for lack of memory is kept as
+		// "failed" until somebody resets it. The library says nothing of a unit that does not exist.
+		m, err := g.manager()
+		if err == nil {
+			err = await(ctx, m.Destroy)
+		}
+		if err != nil {
+			return fmt.Errorf("remove cgroup %s: %w", g, err)
+		}
+	}
+	var delay backoff
+	for {
+		err := g.rmdir()
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+		// Somebody came in. Kill waits until it is empty again; the pause is for an empty cgroup that was made below.
+		if err := g.Kill(ctx); err != nil {
+			return err
+		}
+		if pause(ctx, delay.next()) != nil {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
+}
+
+func (g *Group) rmdir() error {
+	for _, dir := range g.dirs() {
+		if err := removeTree(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeTree removes a cgroup and those below it. One that is not there is no error.
+func removeTree(dir string) error {
+	err := unix.Rmdir(dir) // nearly always enough
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	entries, readErr := os.ReadDir(dir)
+	if gone(readErr) {
+		return nil
+	}
+	if readErr != nil {
+		return readErr
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// RemoveParentIfEmpty removes the node's default parent if nothing is in it any more, for a node that is drained. It does
+// nothing while another node on this machine uses it. Any other parent belongs to somebody else: an ErrInvalidArgument.
+func (h *Host) RemoveParentIfEmpty(parent string) error {
+	if parent == "" {
+		parent = h.DefaultParent
+	}
+	p, err := h.parent(parent)
+	if err != nil {
+		return err
+	}
+	own, err := h.parent(h.DefaultParent)
+	if err != nil {
+		return err
+	}
+	if p != own || p == "/" {
+		return fmt.Errorf("cgroup parent %q is not this node's own: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range h.under(p) {
+		// rmdir alone asks and acts in one step. With systemd the unit of the slice stays known to it, without a cgroup:
+		// to stop it would end what another node has just started in it.
+		err := unix.Rmdir(dir)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+	}
+	return nil
+}
