@@ -1,0 +1,19 @@
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor joins and makes the namespaces, before Go runs
+)
+
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		// Init runs on one processor and on this thread alone (it sets both itself) and never returns.
+		libcontainer.Init()
+	}
+	// libcontainer's Start has a thread enter the container's mount namespace and never brings it back. It must not be
+	// the main thread, which cannot end without the process and is what /proc/PID shows to others.
+	runtime.LockOSThread()
+}

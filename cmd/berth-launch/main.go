@@ -1,0 +1,41 @@
+// berth-launch does one job of the keeper with libcontainer: it creates a container, starts a process in one, destroys
+// or checkpoints one, and exits. The keeper starts a few ahead of need, so that a job finds one waiting.
+//
+// It is also the program that libcontainer runs as `berth-launch init`, for every container and every exec. That is why
+// it is a binary of its own, as small as can be: see init.go.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+
+	"github.com/berth-node/berth/runtime/launch"
+)
+
+// jobSocket is the descriptor on which the keeper sends the job.
+const jobSocket = 3
+
+func main() {
+	// One job allocates a few megabytes and then the process ends: collecting them would only cost time.
+	debug.SetGCPercent(-1)
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "berth-launch:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	file := os.NewFile(jobSocket, "job socket")
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return fmt.Errorf("descriptor %d is to be the keeper's socket (this program is started by berth-keeper): %w", jobSocket, err)
+	}
+	file.Close()
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("descriptor %d is a %T, want a unix stream socket", jobSocket, conn)
+	}
+	return launch.Serve(unixConn)
+}

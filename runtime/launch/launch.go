@@ -1,0 +1,96 @@
+// Package launch does one job of the keeper with libcontainer: create, exec, destroy or checkpoint.
+//
+// It is the only importer of libcontainer and belongs to the berth-launch binary alone. A launcher does one job and
+// exits, because libcontainer's Start holds a lock and cannot be cancelled, waits for helpers of its own, which the
+// keeper's wait would steal, and can stick in the kernel: one process per job confines all of that, and the keeper
+// ends a launcher that hangs by killing it.
+//
+// The tree of processes during a create or exec:
+//
+//	keeper (subreaper)
+//	  └── launcher             this package
+//	        ├── stage 0, 1     libcontainer's helpers; reaped before Start returns
+//	        └── init           made with CLONE_PARENT: the launcher's own child
+//
+// The launcher answers with the pid, the start time and a pidfd of init and exits. Init is the keeper's child from then
+// on. Nothing here waits for it or ends it, except where the job fails or its answer cannot be delivered.
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"github.com/berth-node/berth/internal/wire"
+	"github.com/berth-node/berth/runtime/keeper"
+)
+
+// Serve waits for one job on conn, does it, and answers. It returns nil if the job was answered, whether or not it
+// failed, and also if the keeper closed the connection without sending one. It is to be called once per process: a job
+// may change the working directory and leaves libcontainer's caches as they are.
+func Serve(conn *net.UnixConn) error {
+	log := captureLog()
+	warm()
+
+	var job keeper.Job
+	files, err := wire.Read(conn, &job)
+	if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("receive the job: %w", err)
+	}
+	started, err := do(&job, files)
+	// The workload has its own copies. Ours must be closed before the answer: whoever reads the other end of a pipe
+	// after it must not see one writer too many.
+	wire.CloseAll(files)
+	return answer(conn, &job, started, err, log)
+}
+
+// do runs the job. started is nil for jobs that start no process.
+func do(job *keeper.Job, files []*os.File) (started *process, err error) {
+	defer func() {
+		// libcontainer panics on answers of its init that it does not expect. The keeper gets an answer all the same.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%s: libcontainer panicked: %v", job.Kind, r)
+		}
+	}()
+	if err := checkID(job); err != nil {
+		return nil, err
+	}
+	switch job.Kind {
+	case keeper.JobCreate:
+		return create(job, files)
+	case keeper.JobExec:
+		return execute(job, files)
+	case keeper.JobDestroy:
+		return nil, destroy(job)
+	case keeper.JobCheckpoint:
+		return nil, checkpoint(job)
+	}
+	return nil, argumentError("unknown kind of job %q", job.Kind)
+}
+
+// answer tells the keeper the outcome. A process that it cannot be told of would be nobody's, so that is undone.
+func answer(conn *net.UnixConn, job *keeper.Job, started *process, err error, log *logBuffer) error {
+	var result keeper.JobResult
+	var files []*os.File
+	if err != nil {
+		result.Failure = failureOf(err)
+		result.Error = log.explain(err)
+	} else if started != nil {
+		defer started.pidfd.Close()
+		result.Pid, result.StartTime = started.pid, started.startTime
+		files = []*os.File{started.pidfd}
+	}
+	if err := wire.Write(conn, &result, files...); err != nil {
+		err = fmt.Errorf("answer the job %s of %s: %w", job.Kind, job.ID, err)
+		if started != nil {
+			err = errors.Join(err, started.undo())
+		}
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package launch
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/system"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
+	"golang.org/x/sys/unix"
+)
+
+// A process is one that libcontainer started and that nobody was told of yet.
+type process struct {
+	pid       int
+	startTime uint64
+	pidfd     *os.File // the caller's to close
+	// undo ends the process and what was made for it. It is of use until the keeper knows the process.
+	undo func() error
+}
+
+// adopt reads what identifies a process that has just been started. The process is an unreaped child of ours, so its
+// pid is still its own, even if it has ended meanwhile; a socket on which init sends its pidfd would only cost time.
+func adopt(p *libcontainer.Process) (*process, error) {
+	pid, err := p.Pid()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	stat, err := system.Stat(pid)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("read the start time of process %d: %w", pid, err)
+	}
+	return &process{pid: pid, startTime: stat.StartTime, pidfd: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// kill ends a started process and reaps it.
+func kill(p *libcontainer.Process) error {
+	err := p.Signal(unix.SIGKILL)
+	_, _ = p.Wait() // says "signal: killed"
+	return err
+}
+
+// newProcess translates an OCI process. Its standard streams are those of the job: three descriptors that the workload
+// gets as they are, or the one socket on which init sends the master end of the terminal.
+func newProcess(p *specs.Process, terminal bool, files []*os.File) (*libcontainer.Process, error) {
+	if err := checkProcess(p); err != nil {
+		return nil, err
+	}
+	lp := &libcontainer.Process{
+		Args:            p.Args,
+		Env:             p.Env,
+		UID:             int(p.User.UID),
+		GID:             int(p.User.GID),
+		Cwd:             p.Cwd,
+		Label:           p.SelinuxLabel,
+		NoNewPrivileges: &p.NoNewPrivileges,
+		AppArmorProfile: p.ApparmorProfile,
+		Scheduler:       p.Scheduler,
+		IOPriority:      p.IOPriority,
+		LogLevel:        initLogLevel,
+	}
+	for _, gid := range p.User.AdditionalGids {
+		lp.AdditionalGroups = append(lp.AdditionalGroups, int(gid))
+	}
+	if c := p.Capabilities; c != nil {
+		lp.Capabilities = &configs.Capabilities{
+			Bounding:    c.Bounding,
+			Effective:   c.Effective,
+			Inheritable: c.Inheritable,
+			Permitted:   c.Permitted,
+			Ambient:     c.Ambient,
+		}
+	}
+	for _, r := range p.Rlimits {
+		limit, err := rlimit(r)
+		if err != nil {
+			return nil, err
+		}
+		lp.Rlimits = append(lp.Rlimits, limit)
+	}
+	affinity, err := configs.ConvertCPUAffinity(p.ExecCPUAffinity)
+	if err != nil {
+		return nil, argumentError("process.execCPUAffinity: %w", err)
+	}
+	lp.CPUAffinity = affinity
+	if s := p.ConsoleSize; s != nil {
+		lp.ConsoleWidth, lp.ConsoleHeight = uint16(s.Width), uint16(s.Height)
+	}
+	return lp, setStreams(lp, terminal, files)
+}
+
+// initLogLevel is logrus' warning level as libcontainer wants it: a number in text.
+const initLogLevel = "3"
+
+func checkProcess(p *specs.Process) error {
+	switch {
+	case p == nil:
+		return argumentError("the spec has no process")
+	case len(p.Args) == 0 || p.Args[0] == "":
+		return argumentError("process.args is empty")
+	case !filepath.IsAbs(p.Cwd):
+		return argumentError("process.cwd %q is not an absolute path", p.Cwd)
+	case p.SelinuxLabel != "" && !selinux.GetEnabled():
+		return argumentError("process.selinuxLabel is %q, but SELinux is not enabled on this node", p.SelinuxLabel)
+	}
+	return nil
+}
+
+func setStreams(p *libcontainer.Process, terminal bool, files []*os.File) error {
+	if terminal {
+		if len(files) != 1 {
+			return argumentError("a job with a terminal came with %d descriptors, want the console socket alone", len(files))
+		}
+		p.ConsoleSocket = files[0]
+		return nil
+	}
+	if len(files) != 3 {
+		return argumentError("the job came with %d descriptors, want stdin, stdout and stderr", len(files))
+	}
+	for _, f := range files {
+		// Programs do not expect EAGAIN on their standard streams.
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return fmt.Errorf("make a standard stream blocking: %w", err)
+		}
+	}
+	p.Stdin, p.Stdout, p.Stderr = files[0], files[1], files[2]
+	return nil
+}
+
+// rlimits holds the names that the runtime spec takes from getrlimit(2).
+var rlimits = map[string]int{
+	"RLIMIT_AS":         unix.RLIMIT_AS,
+	"RLIMIT_CORE":       unix.RLIMIT_CORE,
+	"RLIMIT_CPU":        unix.RLIMIT_CPU,
+	"RLIMIT_DATA":       unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE":      unix.RLIMIT_FSIZE,
+	"RLIMIT_LOCKS":      unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK":    unix.RLIMIT_MEMLOCK,
+	"RLIMIT_MSGQUEUE":   unix.RLIMIT_MSGQUEUE,
+	"RLIMIT_NICE":       unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE":     unix.RLIMIT_NOFILE,
+	"RLIMIT_NPROC":      unix.RLIMIT_NPROC,
+	"RLIMIT_RSS":        unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO":     unix.RLIMIT_RTPRIO,
+	"RLIMIT_RTTIME":     unix.RLIMIT_RTTIME,
+	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_STACK":      unix.RLIMIT_STACK,
+}
+
+func rlimit(r specs.POSIXRlimit) (configs.Rlimit, error) {
+	number, ok := rlimits[r.Type]
+	if !ok {
+		return configs.Rlimit{}, argumentError("process.rlimits: unknown type %q", r.Type)
+	}
+	return configs.Rlimit{Type: number, Soft: r.Soft, Hard: r.Hard}, nil
+}
