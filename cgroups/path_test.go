@@ -3,6 +3,8 @@ package cgroups
 import (
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -113,10 +115,22 @@ func TestSubPaths(t *testing.T) {
 	}
 }
 
-func TestRemoveParentIfEmptyOnlyOwn(t *testing.T) {
-	for _, parent := range []string{"/kubepods", "/berth/x"} {
-		if err := testHost(Cgroupfs).RemoveParentIfEmpty(parent); !errors.Is(err, errdefs.ErrInvalidArgument) {
-			t.Errorf("%s: %v, want an invalid argument", parent, err)
+func TestRemoveParentIfEmpty(t *testing.T) {
+	dir := t.TempDir()
+	h := &Host{Unified: true, Driver: Cgroupfs, DefaultParent: "/berth", mounts: map[string]string{"": dir}}
+	for _, made := range []string{"berth", "used/by-another", "x"} {
+		if err := os.MkdirAll(filepath.Join(dir, made), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, parent := range []string{"", "/used", "/x", "/gone", "/"} {
+		if err := h.RemoveParentIfEmpty(parent); err != nil {
+			t.Errorf("%q: %v", parent, err)
+		}
+	}
+	for name, want := range map[string]bool{"berth": false, "used/by-another": true, "x": false, "": true} {
+		if got := exists(filepath.Join(dir, name)); got != want {
+			t.Errorf("%q: is there %v, want %v", name, got, want)
 		}
 	}
 }

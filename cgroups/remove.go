@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // Remove ends what still runs in the cgroup and removes it with all below it; one that is not there is removed already.
@@ -87,22 +85,15 @@ func removeTree(dir string) error {
 	return nil
 }
 
-// RemoveParentIfEmpty removes the node's default parent if nothing is in it any more, for a node that is drained. It does
-// nothing while another node on this machine uses it. Any other parent belongs to somebody else: an ErrInvalidArgument.
+// RemoveParentIfEmpty removes a cgroup parent if nothing is in it any more. It is for a parent that this node made, its
+// default one or another that nobody else had made, and does nothing while something else uses it, or is left in it.
 func (h *Host) RemoveParentIfEmpty(parent string) error {
-	if parent == "" {
-		parent = h.DefaultParent
-	}
 	p, err := h.parent(parent)
 	if err != nil {
 		return err
 	}
-	own, err := h.parent(h.DefaultParent)
-	if err != nil {
-		return err
-	}
-	if p != own || p == "/" {
-		return fmt.Errorf("cgroup parent %q is not this node's own: %w", parent, errdefs.ErrInvalidArgument)
+	if p == "/" {
+		return nil
 	}
 	for _, dir := range h.under(p) {
 		// rmdir alone asks and acts in one step. With systemd the unit of the slice stays known to it, without a cgroup:
