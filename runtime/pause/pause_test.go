@@ -43,12 +43,12 @@ func start(t *testing.T, script string) (cmd *exec.Cmd, stdin *os.File, stdout *
 	return cmd, inW, bufio.NewReader(outR)
 }
 
-// running waits until the process of the shell is the pause program. A signal before that would hit the shell.
+// running waits until the process of the shell is the pause program and waits: a signal before that would kill it.
 func running(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	waitFor(t, "the shell to become the pause program", func() bool {
+	waitFor(t, "the pause program to wait", func() bool {
 		status, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/status")
-		return err == nil && strings.HasPrefix(string(status), "Name:\tpause\n") && strings.Contains(string(status), "SigBlk:\t0000000000014002\n")
+		return err == nil && strings.HasPrefix(string(status), "Name:\tpause\n") && strings.Contains(string(status), "\nState:\tS")
 	})
 }
 
