@@ -1,0 +1,124 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+
+	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// An attachment is the record of an ADD: what was asked, of which network as it was configured then.
+type attachment struct {
+	Request Request      `json:"request"`
+	Network savedNetwork `json:"network"`
+}
+
+// attachments keeps one file for each, named by the sandbox. A file is there from before ADD until after DEL.
+type attachments struct{ dir string }
+
+const attachmentSuffix = ".json"
+
+func (s attachments) path(sandboxID string) (string, error) {
+	if sandboxID == "" || strings.ContainsAny(sandboxID, "/\x00") || sandboxID[0] == '.' {
+		return "", fmt.Errorf("sandbox ID %q: %w", sandboxID, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Join(s.dir, sandboxID+attachmentSuffix), nil
+}
+
+// create records a. One that is recorded already is an error (ErrAlreadyExists).
+func (s attachments) create(a attachment) error {
+	path, err := s.path(a.Request.SandboxID)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("sandbox %s is attached: %w", a.Request.SandboxID, errdefs.ErrAlreadyExists)
+	}
+	return atomicfile.WriteJSON(path, a, 0o600)
+}
+
+// load reads the record of a sandbox; ErrNotFound where there is none.
+func (s attachments) load(sandboxID string) (attachment, error) {
+	path, err := s.path(sandboxID)
+	if err != nil {
+		return attachment{}, err
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return attachment{}, fmt.Errorf("attachment of sandbox %s: %w", sandboxID, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return attachment{}, err
+	}
+	var a attachment
+	if err := json.Unmarshal(data, &a); err != nil || a.Request.SandboxID != sandboxID {
+		// A crash of the kernel may do that. Set aside, so that it stands in nobody's way; the caller's request and the
+		// present configuration are then the best guess.
+		_ = os.Rename(path, strings.TrimSuffix(path, attachmentSuffix)+".damaged")
+		return attachment{}, fmt.Errorf("attachment of sandbox %s is damaged: %w", sandboxID, errdefs.ErrNotFound)
+	}
+	return a, nil
+}
+
+// remove drops the record of a sandbox, if there is one.
+func (s attachments) remove(sandboxID string) error {
+	path, err := s.path(sandboxID)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// all returns the sandboxes that have records.
+func (s attachments) all() ([]string, error) {
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, f := range files {
+		if id, ok := strings.CutSuffix(f.Name(), attachmentSuffix); ok && id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// A savedNetwork is a configuration with all its plugins, also those that libcni read from other files.
+type savedNetwork struct {
+	Name         string            `json:"name"`
+	CNIVersion   string            `json:"cniVersion"`
+	DisableCheck bool              `json:"disableCheck,omitempty"`
+	Plugins      []json.RawMessage `json:"plugins"`
+}
+
+func saveNetwork(conf *libcni.NetworkConfigList) savedNetwork {
+	s := savedNetwork{Name: conf.Name, CNIVersion: conf.CNIVersion, DisableCheck: conf.DisableCheck}
+	for _, p := range conf.Plugins {
+		s.Plugins = append(s.Plugins, p.Bytes)
+	}
+	return s
+}
+
+func (s savedNetwork) load() (*libcni.NetworkConfigList, error) {
+	conf := &libcni.NetworkConfigList{Name: s.Name, CNIVersion: s.CNIVersion, DisableCheck: s.DisableCheck}
+	for _, data := range s.Plugins {
+		p, err := libcni.NetworkPluginConfFromBytes(data)
+		if err != nil {
+			return nil, fmt.Errorf("recorded CNI network %s: %w", s.Name, err)
+		}
+		conf.Plugins = append(conf.Plugins, p)
+	}
+	return conf, nil
+}

@@ -1,0 +1,104 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+)
+
+const (
+	maxPluginOutput = 4 << 20 // a result; more is a plugin gone mad
+	maxPluginStderr = 4 << 10 // of what it says when it fails
+	// killDelay is how long a killed plugin's output may stay open, in hands of a process that it left behind.
+	killDelay = time.Second
+	// busyRetries and busyDelay cover a plugin that is being installed or was just written by another thread's fork.
+	busyRetries = 5
+	busyDelay   = 200 * time.Millisecond
+)
+
+// pluginExec runs plugins for libcni. Its own way of doing so would wait for ever on a process that a killed plugin left
+// with its output, and tells nothing of what a plugin wrote to stderr.
+type pluginExec struct{ version.PluginDecoder }
+
+// FindInPath finds a plugin's program.
+func (*pluginExec) FindInPath(plugin string, paths []string) (string, error) {
+	return invoke.FindInPath(plugin, paths)
+}
+
+// ExecPlugin runs the plugin at path. When ctx ends, its whole process group is killed.
+func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	for try := 0; ; try++ {
+		out, err := e.exec(ctx, path, stdin, env)
+		if !errors.Is(err, syscall.ETXTBSY) || try == busyRetries {
+			return out, err
+		}
+		select {
+		case <-time.After(busyDelay):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (e *pluginExec) exec(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	stdout, stderr := cappedBuffer{max: maxPluginOutput}, cappedBuffer{max: maxPluginStderr}
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = env
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = killDelay
+	err := cmd.Run()
+	if err == nil && stdout.cut {
+		err = fmt.Errorf("output exceeds %d bytes", maxPluginOutput)
+	}
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
+		// A process left behind that holds the output open is odd, but the plugin has said what it had to say.
+		return stdout.buf.Bytes(), nil
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("plugin was killed: %w", ctx.Err())
+	}
+	return nil, pluginError(filepath.Base(path), err, stdout.buf.Bytes(), stderr.buf.Bytes())
+}
+
+// pluginError joins all that is known of a failure: the error object that the plugin printed, the exit status where there
+// is none, and its last words.
+func pluginError(plugin string, err error, stdout, stderr []byte) error {
+	var said types.Error
+	if json.Unmarshal(stdout, &said) == nil && said.Msg != "" {
+		err = fmt.Errorf("plugin %s: %w", plugin, &said)
+	} else {
+		err = fmt.Errorf("plugin %s: %w", plugin, err)
+	}
+	if words := strings.TrimSpace(string(stderr)); words != "" {
+		err = fmt.Errorf("%w (stderr: %s)", err, words)
+	}
+	return err
+}
+
+// A cappedBuffer keeps the first max bytes written to it, and remembers whether there were more. The buffer is not
+// embedded: its ReadFrom would pass the cap by.
+type cappedBuffer struct {
+	buf bytes.Buffer
+	max int
+	cut bool
+}
+
+func (b *cappedBuffer) Write(p []byte) (int, error) {
+	keep := min(len(p), b.max-b.buf.Len())
+	b.cut = b.cut || keep < len(p)
+	b.buf.Write(p[:keep])
+	return len(p), nil
+}
