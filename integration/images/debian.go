@@ -29,13 +29,28 @@ func debianPackage(ctx context.Context, dir, name string) (string, error) {
 	if file, err := find(); err == nil {
 		return file, nil
 	}
-	// apt's download as user _apt cannot write here; the signature is checked all the same.
+	err := download(ctx, dir, name)
+	if err != nil {
+		// A fresh machine has no package lists, an old one may name versions that are gone.
+		if out, updateErr := exec.CommandContext(ctx, "apt-get", "-q", "update").CombinedOutput(); updateErr != nil {
+			return "", fmt.Errorf("%w, and apt-get update: %w\n%s", err, updateErr, out)
+		}
+		err = download(ctx, dir, name)
+	}
+	if err != nil {
+		return "", err
+	}
+	return find()
+}
+
+func download(ctx context.Context, dir, name string) error {
+	// The user _apt, as whom apt would download, cannot write here; the signature is checked all the same.
 	download := exec.CommandContext(ctx, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name)
 	download.Dir = dir
 	if out, err := download.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("apt-get download %s (has apt-get update been run?): %w\n%s", name, err, out)
+		return fmt.Errorf("apt-get download %s: %w\n%s", name, err, out)
 	}
-	return find()
+	return nil
 }
 
 // unpack adds to t those files of a Debian package whose paths match one of the patterns of path.Match, and returns how

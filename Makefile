@@ -1,0 +1,143 @@
+# berth: what a newcomer needs is `make run` (as root) and `make test` (as root). `make help` lists the rest.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO      ?= go
+ARCH    := $(shell $(GO) env GOARCH)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD := $(GO) build -trimpath -buildvcs=false
+
+# Tests that pass a whole suite to go test take long; what hangs should still end.
+TEST_TIMEOUT ?= 20m
+# One or more specs of critest, as a regular expression: make critest FOCUS='port mapping'
+FOCUS ?=
+# One or more of the integration tests: make test-integration RUN=TestRestart
+RUN ?=
+# More flags for every go test: make test TESTFLAGS=-v
+TESTFLAGS ?=
+# The runner of a virtual machine with cgroup v2, called as $(V2_VM) $(V2_VM_FLAGS) -- COMMAND in this folder, which it shares.
+V2_VM ?=
+V2_VM_FLAGS ?= -m 4G -t 14400
+
+CRI_TOOLS := sigs.k8s.io/cri-tools
+TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+##@ Build
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing (as root)
+	@packaging/deps
+
+.PHONY: build
+build: bin/berth bin/berth-keeper bin/berth-launch ## Build the three programs into bin/
+
+# The go command knows best what has changed, so these run each time.
+.PHONY: FORCE
+FORCE:
+
+bin/berth: pause FORCE
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
+
+bin/berth-keeper: FORCE
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth-keeper
+
+# libcontainer needs cgo, seccomp profiles need libseccomp. Static, it starts faster and runs on any distribution.
+bin/berth-launch: deps FORCE
+	CGO_ENABLED=1 $(GOBUILD) -tags 'seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/berth-launch
+
+# The pause process is C without a libc, so that it costs a pod a page or two. It is embedded into the daemon.
+.PHONY: pause
+pause: runtime/pause/pause_$(ARCH)
+runtime/pause/pause_$(ARCH): runtime/pause/pause.c
+	gcc -Os -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -fno-pie -nostdlib -static \
+		-Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,-z,noexecstack -s -o $@ $<
+
+bin/demo-web.tar: FORCE
+	@$(GO) run ./integration/cmd/testimages demo -file $@
+
+##@ Run
+
+.PHONY: run
+run: deps build crictl bin/demo-web.tar ## Start a node with a demo pod until Ctrl-C (as root)
+	@packaging/demo/run.sh
+
+##@ Test
+
+.PHONY: test
+test: lint test-unit test-integration critest ## Run all tests, critest included (as root)
+
+.PHONY: test-unit
+test-unit: deps pause ## Run the unit tests; as a user without root those that need it are skipped
+	$(GO) test -tags seccomp $(TESTFLAGS) ./...
+
+.PHONY: test-integration
+test-integration: build tools images ## Run the black-box tests on this kernel (as root)
+	$(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration
+
+.PHONY: critest
+critest: build tools images ## Run critest against a node of its own (as root); FOCUS=regexp runs some specs
+	CRITEST_FOCUS='$(FOCUS)' $(GO) test -tags integration -count=1 -timeout 40m $(TESTFLAGS) ./integration/critest
+
+.PHONY: test-v2
+test-v2: out/v2 ## Run the suite on cgroup v2: here, or in the virtual machine started by $V2_VM
+	@V2_VM='$(V2_VM)' V2_VM_FLAGS='$(V2_VM_FLAGS)' integration/v2/test-v2
+
+# All that the suite needs, to be run on another machine without Go: out/v2/run.sh
+.PHONY: out/v2
+out/v2: build tools images
+	rm -rf $@ && mkdir -p $@/out $@/bin
+	cp bin/berth bin/berth-keeper bin/berth-launch $@/bin/
+	cp -r bin/tools $@/bin/tools
+	cp -r out/images $@/out/images
+	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/integration.test ./integration
+	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/critest.test ./integration/critest
+	cp integration/v2/run.sh $@/run.sh
+
+.PHONY: test-kubelet
+test-kubelet: build tools images ## Run an upstream kubelet against a node (as root; compiles it, which takes minutes)
+	integration/kubelet/run.sh
+
+.PHONY: images
+images: deps
+	@$(GO) run ./integration/cmd/testimages make
+
+.PHONY: tools
+tools: crictl critest-binary cni-plugins
+
+# Compiled from the pinned modules of integration/tools; the build cache makes this short the second time.
+.PHONY: crictl critest-binary cni-plugins staticcheck
+crictl:
+	@mkdir -p bin/tools
+	@$(TOOLS) build -trimpath -buildvcs=false -ldflags '-s -w -X $(CRI_TOOLS)/pkg/version.Version=1.36.0' -o ../../bin/tools/crictl $(CRI_TOOLS)/cmd/crictl
+critest-binary:
+	@mkdir -p bin/tools
+	@$(TOOLS) test -c -trimpath -ldflags '-s -w -X $(CRI_TOOLS)/pkg/version.Version=1.36.0' -o ../../bin/tools/critest $(CRI_TOOLS)/cmd/critest
+cni-plugins:
+	@mkdir -p bin/tools/cni
+	@$(TOOLS) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../bin/tools/cni/ \
+		$(foreach p,bridge loopback,github.com/containernetworking/plugins/plugins/main/$(p)) \
+		$(foreach p,portmap bandwidth,github.com/containernetworking/plugins/plugins/meta/$(p)) \
+		github.com/containernetworking/plugins/plugins/ipam/host-local
+staticcheck:
+	@mkdir -p bin/tools
+	@$(TOOLS) build -trimpath -buildvcs=false -o ../../bin/tools/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+##@ Look after
+
+.PHONY: lint
+lint: deps pause staticcheck ## Check the format, go vet, staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$$unformatted"; exit 1; }
+	$(GO) vet -tags 'seccomp integration' ./...
+	bin/tools/staticcheck -tags 'seccomp integration' ./...
+
+.PHONY: clean
+clean: ## Remove what was built, and the caches below out/
+	rm -rf bin out

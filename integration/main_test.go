@@ -1,0 +1,113 @@
+//go:build integration
+
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/berth-node/berth/integration/harness"
+	"github.com/berth-node/berth/integration/images"
+	"github.com/berth-node/berth/integration/leaks"
+	"github.com/berth-node/berth/integration/registry"
+)
+
+// world is what the tests share: the registries, and one node with the built-in network for all tests that neither
+// restart it nor count what is on it.
+var world struct {
+	registry *registry.Registry
+	hostsDir string
+
+	once sync.Once
+	node *harness.Node
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "FAIL:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	before, err := leaks.Take()
+	if err != nil {
+		return 1, err
+	}
+	dir, err := os.MkdirTemp("", "berth-registry-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	stop, err := serveImages(filepath.Join(dir, "certs.d"))
+	if err != nil {
+		return 1, err
+	}
+	defer stop()
+
+	code := m.Run()
+	if world.node != nil {
+		err = world.node.Close()
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return 1, err
+	}
+	return code, errors.Join(err, leaks.Wait(before, harness.Patience(15*time.Second)))
+}
+
+// serveImages serves the test images: the private registry in TLS with an authority of its own, and all others in plain
+// HTTP.
+func serveImages(hostsDir string) (stop func(), err error) {
+	if world.registry, err = registry.Open(harness.Layout()); err != nil {
+		return nil, fmt.Errorf("%w (make images)", err)
+	}
+	plain, err := registry.Listen(world.registry, "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	tls, err := registry.ListenTLS(world.registry, "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	world.hostsDir = hostsDir
+	if err := plain.WriteHosts(hostsDir, world.registry.Hosts()...); err != nil {
+		return nil, err
+	}
+	if err := tls.WriteHosts(hostsDir, images.PrivateRegistry); err != nil {
+		return nil, err
+	}
+	return func() { plain.Close(); tls.Close() }, nil
+}
+
+// sharedNode returns the node of all tests that can share one.
+func sharedNode(t *testing.T) *harness.Node {
+	t.Helper()
+	world.once.Do(func() { world.node, world.err = harness.Launch(harness.Options{HostsDir: world.hostsDir}) })
+	if world.err != nil {
+		t.Fatal(world.err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			world.node.DumpLog(t)
+		}
+	})
+	return world.node
+}
+
+// ownNode starts a node for this test alone.
+func ownNode(t *testing.T, change ...func(*harness.Options)) *harness.Node {
+	t.Helper()
+	options := harness.Options{HostsDir: world.hostsDir}
+	for _, f := range change {
+		f(&options)
+	}
+	return harness.StartNode(t, options)
+}
