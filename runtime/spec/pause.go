@@ -68,10 +68,10 @@ func PauseSpec(in PauseInput) (*specs.Spec, []string, error) {
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
 		CPU:     &specs.LinuxCPU{Shares: &shares},
 	}
-	// Nobody asked for this score: that the node cannot give it is no news.
-	score, _ := clampOOMScore(pauseOOMScore, in.Node)
+	score := pauseOOMScore
 	b.spec.Process.OOMScoreAdj = &score
-	b.limits = append(b.limits, ClampRlimits(b.spec, in.Node)...)
+	// Nobody asked for these: that the node cannot give them is no news.
+	_ = clampProcess(b.spec.Process, in.Node)
 	b.spec.Annotations = podAnnotations(in.ID, in.Sandbox, ContainerTypeSandbox)
 	b.spec.Annotations[AnnotationSandboxLogDir] = in.Sandbox.GetLogDirectory()
 	if sc.GetPrivileged() {

@@ -20,40 +20,44 @@ func (b *builder) resources() error {
 	b.limits = append(b.limits, limits...)
 	b.spec.Linux.Resources = res
 	b.spec.Linux.CgroupsPath = b.CgroupsPath
-	b.oomScore(asked.GetOomScoreAdj())
+	// The score is set in any case: the daemon's own (-999 under systemd) must never be inherited.
+	score := int(min(max(asked.GetOomScoreAdj(), -1000), 1000))
+	b.spec.Process.OOMScoreAdj = &score
 
 	b.spec.Process.Rlimits = slices.Clone(b.Rlimits)
 	if b.Rlimits == nil {
 		b.spec.Process.Rlimits = DefaultRlimits()
 	}
-	b.limits = append(b.limits, ClampRlimits(b.spec, b.Node)...)
+	b.limits = append(b.limits, clampProcess(b.spec.Process, b.Node)...)
 	return nil
 }
 
-// oomScore sets the score in any case: the daemon's own (-999 under systemd) must never be inherited.
-func (b *builder) oomScore(want int64) {
-	score, limit := clampOOMScore(want, b.Node)
-	b.spec.Process.OOMScoreAdj = &score
-	if limit != "" {
-		b.limited("%s", limit)
+// Clamp lowers what a plugin raised above what the node can give: rlimits, OOM score, resources. It says what it was.
+func Clamp(s *specs.Spec, node Node) (limitations []string) {
+	if s.Process != nil {
+		limitations = clampProcess(s.Process, node)
 	}
+	if s.Linux != nil && s.Linux.Resources != nil {
+		limitations = append(limitations, ClampResources(s.Linux.Resources, node)...)
+	}
+	return limitations
 }
 
-func clampOOMScore(want int64, node Node) (score int, limitation string) {
-	score = int(min(max(want, -1000), 1000))
-	if node.OOMScoreFloor != nil && score < *node.OOMScoreFloor {
-		limitation = fmt.Sprintf("oom_score_adj is %d, not %d: the node's runtime cannot write a lower one",
-			*node.OOMScoreFloor, score)
-		score = *node.OOMScoreFloor
+func clampProcess(p *specs.Process, node Node) []string {
+	limitations := clampRlimits(p.Rlimits, node)
+	if score, floor := p.OOMScoreAdj, node.OOMScoreFloor; score != nil && floor != nil && *score < *floor {
+		limitations = append(limitations, fmt.Sprintf("oom_score_adj is %d, not %d: the node's runtime cannot write a lower one",
+			*floor, *score))
+		lowest := *floor
+		p.OOMScoreAdj = &lowest
 	}
-	return score, limitation
+	return limitations
 }
 
 // LinuxResources turns CRI's resources into the runtime spec's; 0 and "" are "not said". What the node cannot do is left
 // out and returned as limitations. It serves UpdateContainerResources too.
 func LinuxResources(r *cri.LinuxContainerResources, node Node) (*specs.LinuxResources, []string, error) {
 	out := &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}}
-	var limits []string
 	if r.GetCpuPeriod() < 0 || r.GetCpuShares() < 0 {
 		return nil, nil, invalid("linux.resources", "cpu_period and cpu_shares cannot be negative")
 	}
@@ -71,17 +75,9 @@ func LinuxResources(r *cri.LinuxContainerResources, node Node) (*specs.LinuxReso
 		return nil, nil, invalid("linux.resources.memory_swap_limit_in_bytes",
 			"%d is below the memory limit %d, which it includes", swap, limit)
 	}
-	if node.Swap {
-		out.Memory.Swap = positive(swap)
-	} else if s := r.GetMemorySwapLimitInBytes(); s != 0 && s != limit {
-		limits = append(limits, "the swap limit is not applied: the kernel does not account swap")
-	}
+	out.Memory.Swap = positive(swap)
 	for _, h := range r.GetHugepageLimits() {
-		if node.Hugetlb {
-			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
-		} else if h.GetLimit() > 0 {
-			limits = append(limits, fmt.Sprintf("the limit of %s huge pages is not applied: no hugetlb controller", h.GetPageSize()))
-		}
+		out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
 	}
 	if len(r.GetUnified()) > 0 {
 		if !node.Unified {
@@ -94,7 +90,63 @@ func LinuxResources(r *cri.LinuxContainerResources, node Node) (*specs.LinuxReso
 		}
 		out.Unified = maps.Clone(r.GetUnified())
 	}
-	return out, limits, nil
+	return out, ClampResources(out, node), nil
+}
+
+// ClampResources takes out of r what the node cannot do, and says what it was.
+func ClampResources(r *specs.LinuxResources, node Node) (limitations []string) {
+	if m := r.Memory; m != nil && m.Swap != nil && !node.Swap {
+		if m.Limit == nil || *m.Limit != *m.Swap {
+			limitations = append(limitations, "the swap limit is not applied: the kernel does not account swap")
+		}
+		m.Swap = nil
+	}
+	if !node.Hugetlb {
+		for _, h := range r.HugepageLimits {
+			// The kubelet names a limit of 0 for every size there is.
+			if h.Limit > 0 {
+				limitations = append(limitations, fmt.Sprintf("the limit of %s huge pages is not applied: no hugetlb controller", h.Pagesize))
+			}
+		}
+		r.HugepageLimits = nil
+	}
+	if !node.Unified && len(r.Unified) > 0 {
+		limitations = append(limitations, "settings of cgroup v2 are not applied: this node has v1")
+		r.Unified = nil
+	}
+	return limitations
+}
+
+// ResourcesToCRI are the resources of a spec in the words of CRI, for a container's status.
+func ResourcesToCRI(s *specs.Spec) *cri.ContainerResources {
+	out := &cri.LinuxContainerResources{}
+	if s.Process != nil && s.Process.OOMScoreAdj != nil {
+		out.OomScoreAdj = int64(*s.Process.OOMScoreAdj)
+	}
+	if s.Linux == nil || s.Linux.Resources == nil {
+		return &cri.ContainerResources{Linux: out}
+	}
+	r := s.Linux.Resources
+	if c := r.CPU; c != nil {
+		out.CpuPeriod, out.CpuShares = int64(value(c.Period)), int64(value(c.Shares))
+		out.CpuQuota = value(c.Quota)
+		out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
+	}
+	if m := r.Memory; m != nil {
+		out.MemoryLimitInBytes, out.MemorySwapLimitInBytes = value(m.Limit), value(m.Swap)
+	}
+	for _, h := range r.HugepageLimits {
+		out.HugepageLimits = append(out.HugepageLimits, &cri.HugepageLimit{PageSize: h.Pagesize, Limit: h.Limit})
+	}
+	out.Unified = maps.Clone(r.Unified)
+	return &cri.ContainerResources{Linux: out}
+}
+
+func value[T int64 | uint64](p *T) T {
+	if p == nil {
+		return 0
+	}
+	return *p
 }
 
 func positive[T int64 | uint64](v T) *T {
@@ -110,10 +162,9 @@ func DefaultRlimits() []specs.POSIXRlimit {
 	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}}
 }
 
-// ClampRlimits lowers the rlimits of a spec to what the node can give, and says which.
-func ClampRlimits(s *specs.Spec, node Node) (limitations []string) {
-	for i := range s.Process.Rlimits {
-		r := &s.Process.Rlimits[i]
+func clampRlimits(rlimits []specs.POSIXRlimit, node Node) (limitations []string) {
+	for i := range rlimits {
+		r := &rlimits[i]
 		ceiling, known := node.RlimitCeilings[r.Type]
 		if !known || r.Hard <= ceiling {
 			continue

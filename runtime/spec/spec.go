@@ -8,7 +8,7 @@
 //	ResolveUser         who runs it, by the mounted root filesystem
 //	Build               the spec
 //	ApplyCDI            devices of the container device interface; NRI plugins come after it
-//	ClampRlimits        what a plugin raised above what the node can give
+//	Clamp               what a plugin raised above what the node can give
 //
 // An error that wraps errdefs.ErrInvalidArgument names the CRI field that is wrong. What the node cannot give, but a
 // container can do without, is not an error: Build returns it as a limitation, one sentence each, for the log.

@@ -379,3 +379,33 @@ func TestPauseSpec(t *testing.T) {
 	_, _, err = PauseSpec(in)
 	wantInvalid(t, err, "run_as_group")
 }
+
+func TestClamp(t *testing.T) {
+	r := newRequest()
+	r.res.MemoryLimitInBytes, r.res.OomScoreAdj = 100, -900
+	s := r.build(t)
+	floor := -500
+	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Hard: 9, Soft: 9}}
+	s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}, {Pagesize: "1GB"}}
+	s.Linux.Resources.Unified = map[string]string{"memory.high": "1"}
+	limits := Clamp(s, Node{OOMScoreFloor: &floor, RlimitCeilings: map[string]uint64{"RLIMIT_NPROC": 5}})
+	if len(limits) != 4 {
+		t.Errorf("limitations: %q", limits)
+	}
+	s.Linux.Resources.Devices = nil
+	wantShow(t, "clamped", []any{s.Process.OOMScoreAdj, s.Process.Rlimits, s.Linux.Resources},
+		`[-500,[{"type":"RLIMIT_NPROC","hard":5,"soft":5}],{"memory":{"limit":100},"cpu":{}}]`)
+	if limits := Clamp(s, Node{}); len(limits) != 0 {
+		t.Errorf("clamped again: %q", limits)
+	}
+}
+
+func TestResourcesToCRI(t *testing.T) {
+	r := newRequest()
+	asked := &cri.LinuxContainerResources{CpuPeriod: 1000, CpuQuota: -1, CpuShares: 20, CpusetCpus: "0-1", CpusetMems: "0",
+		MemoryLimitInBytes: 100, MemorySwapLimitInBytes: 150, OomScoreAdj: 5, Unified: map[string]string{"memory.high": "1"},
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 7}}}
+	r.Container.Linux.Resources = asked
+	wantShow(t, "resources", ResourcesToCRI(r.build(t)).GetLinux(), show(asked))
+	wantShow(t, "of nothing", ResourcesToCRI(&specs.Spec{}).GetLinux(), "{}")
+}
