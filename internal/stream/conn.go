@@ -1,0 +1,121 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+)
+
+// listener remembers its connections, so that Close ends those too that were upgraded, and makes each of them say when
+// its client has gone.
+type listener struct {
+	net.Listener
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[*conn]struct{}
+}
+
+func newListener(l net.Listener) *listener {
+	return &listener{Listener: l, conns: map[*conn]struct{}{}}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	w := &conn{Conn: c, listener: l}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		_ = c.Close()
+		return nil, net.ErrClosed
+	}
+	l.conns[w] = struct{}{}
+	return w, nil
+}
+
+// Close closes the listener and every connection. Calling it again does nothing.
+func (l *listener) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	open := make([]*conn, 0, len(l.conns))
+	for c := range l.conns {
+		open = append(open, c)
+	}
+	l.mu.Unlock()
+
+	err := l.Listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // the http.Server was faster
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+	return err
+}
+
+// conn ends the context of its session when it fails or is closed. net/http stops watching a connection once it is
+// upgraded, so without this an exec would outlive its client.
+type conn struct {
+	net.Conn
+	listener *listener
+	// cancel is set by connContext, before anybody reads.
+	cancel context.CancelFunc
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	// net/http interrupts its own read by a deadline in the past when a handler takes the connection over. The idle
+	// timeout's deadline needs no help: its owner closes the connection.
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.cancel()
+	}
+	return n, err
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.cancel()
+	}
+	return n, err
+}
+
+func (c *conn) Close() error {
+	if c.cancel != nil {
+		c.cancel()
+	}
+	c.listener.mu.Lock()
+	delete(c.listener.conns, c)
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// connContext gives a connection its context, for http.Server.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	w := c.(*conn)
+	ctx, w.cancel = context.WithCancel(ctx)
+	return ctx
+}
+
+// upgradable remembers the connection if a handler takes it over.
+type upgradable struct {
+	http.ResponseWriter
+	conn net.Conn
+}
+
+func (u *upgradable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(u.ResponseWriter).Hijack()
+	u.conn = c
+	return c, rw, err
+}

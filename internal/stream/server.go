@@ -1,0 +1,136 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// A Server gives out URLs and serves the sessions behind them.
+//
+// Listen makes one whose URLs are valid at once; Serve answers them until Close. A Server cannot be used again.
+type Server struct {
+	cfg      Config
+	backend  Backend
+	listener *listener
+	http     *http.Server
+	pending  *tokens
+	sessions chan struct{} // a slot for each session at work
+}
+
+// Listen opens the address. The caller runs Serve, and Close in any case.
+func Listen(cfg Config, b Backend) (*Server, error) {
+	cfg = cfg.withDefaults()
+	l, err := net.Listen("tcp", cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("stream server: %w", err)
+	}
+	s := &Server{
+		cfg:      cfg,
+		backend:  b,
+		listener: newListener(l),
+		pending:  newTokens(cfg.MaxPending, cfg.TokenTTL, time.Now),
+		sessions: make(chan struct{}, cfg.MaxSessions),
+	}
+	mux := http.NewServeMux()
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		mux.HandleFunc(method+" /exec/{token}", s.session(s.serveExec))
+		mux.HandleFunc(method+" /attach/{token}", s.session(s.serveAttach))
+		mux.HandleFunc(method+" /portforward/{token}", s.session(s.servePortForward))
+	}
+	s.http = &http.Server{
+		Handler:           mux,
+		ConnContext:       connContext,
+		ReadHeaderTimeout: cfg.CreationTimeout,
+		// A connection is for one session. One that never asks must not stay.
+		IdleTimeout: cfg.CreationTimeout,
+	}
+	return s, nil
+}
+
+// Address is where the Server listens, with the port in use.
+func (s *Server) Address() string { return s.listener.Addr().String() }
+
+// Serve answers until Close, and returns nil then.
+func (s *Server) Serve() error {
+	err := s.http.Serve(s.listener)
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("stream server on %s: %w", s.Address(), err)
+}
+
+// Close ends all sessions and the listening. It does not wait for the Backend's functions.
+func (s *Server) Close() error {
+	// Upgraded connections are no longer the http.Server's: it would leave them open.
+	return errors.Join(s.http.Close(), s.listener.Close())
+}
+
+// Exec returns the URL of a new session. Errors: ErrInvalidArgument, ErrResourceExhausted.
+func (s *Server) Exec(r ExecRequest) (string, error) {
+	if err := r.check(); err != nil {
+		return "", err
+	}
+	return s.issue("exec", r)
+}
+
+// Attach returns the URL of a new session. Errors: ErrInvalidArgument, ErrResourceExhausted.
+func (s *Server) Attach(r AttachRequest) (string, error) {
+	if err := r.check(); err != nil {
+		return "", err
+	}
+	return s.issue("attach", r)
+}
+
+// PortForward returns the URL of a new session. Errors: ErrResourceExhausted.
+func (s *Server) PortForward(r PortForwardRequest) (string, error) {
+	return s.issue("portforward", r)
+}
+
+func (s *Server) issue(kind string, request any) (string, error) {
+	token, err := s.pending.add(request)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", kind, err)
+	}
+	u := url.URL{Scheme: "http", Host: s.Address(), Path: "/" + kind + "/" + token}
+	return u.String(), nil
+}
+
+// session guards what all sessions need: a slot, the request behind the token, and an end of the connection that the
+// library may have forgotten.
+func (s *Server) session(serve func(http.ResponseWriter, *http.Request, any) (served bool)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case s.sessions <- struct{}{}:
+			defer func() { <-s.sessions }()
+		default:
+			w.Header().Set("Retry-After", strconv.Itoa(int(s.cfg.TokenTTL.Seconds())))
+			http.Error(w, errTooMany.Error(), http.StatusTooManyRequests)
+			return
+		}
+		request, ok := s.pending.take(r.PathValue("token"))
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		u := &upgradable{ResponseWriter: w}
+		if !serve(u, r, request) && u.conn != nil {
+			// The client upgraded the connection and then did not open its streams: the library gives up without closing.
+			_ = u.conn.Close()
+		}
+	}
+}
+
+var errTooMany = fmt.Errorf("too many streaming sessions: %w", errdefs.ErrResourceExhausted)
+
+// gone tells a client's leaving from a failure: the first is not worth a line in the log.
+func gone(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, net.ErrClosed)
+}
