@@ -1,0 +1,215 @@
+package crilog
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// A Writer appends the output of one container to its log. Its methods may be called at the same time.
+//
+// Writing never fails for the caller, who has a workload to keep going: what cannot be written (a full disk) is dropped
+// and counted, in whole records, and the next record is tried again.
+type Writer struct {
+	path    string
+	maxLine int
+
+	mu      sync.Mutex
+	file    *os.File // nil if path is empty, and after Close
+	partial [2][]byte
+	out     []byte // the batch that is being made; nil between batches, so that an idle container holds no memory
+	written uint64
+	dropped uint64
+}
+
+// batches keeps the buffers of all writers.
+var batches = sync.Pool{New: func() any { b := make([]byte, 0, 128<<10); return &b }}
+
+// Open opens or makes the log at path, mode 0640. A record that a crash has torn at the end of an existing log is cut
+// off. An empty path discards everything. maxLine bounds the content of one record in bytes; 0 is DefaultMaxLine.
+func Open(path string, maxLine int) (*Writer, error) {
+	if maxLine <= 0 {
+		maxLine = DefaultMaxLine
+	}
+	w := &Writer{path: path, maxLine: maxLine}
+	if path == "" {
+		return w, nil
+	}
+	f, err := openAppend(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := cutTorn(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("repair log %s: %w", path, err)
+	}
+	w.file = f
+	return w, nil
+}
+
+func openAppend(path string) (*os.File, error) {
+	// Read access is for cutTorn. O_APPEND, so that whoever truncates the file does not leave a hole.
+	return os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+}
+
+// cutTorn truncates f behind its last newline. A writer that is killed in the middle of a write leaves half a record.
+func cutTorn(f *os.File) error {
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size == 0 {
+		return err
+	}
+	buf := make([]byte, 4096)
+	for end := size; end > 0; {
+		n := min(end, int64(len(buf)))
+		if _, err := f.ReadAt(buf[:n], end-n); err != nil {
+			return err
+		}
+		if i := bytes.LastIndexByte(buf[:n], '\n'); i >= 0 {
+			if keep := end - n + int64(i) + 1; keep < size {
+				return f.Truncate(keep)
+			}
+			return nil
+		}
+		end -= n
+	}
+	return f.Truncate(0)
+}
+
+// Write adds what stream gave at the time now. A line that has no end yet is held back until it has one, is as long as
+// a record may be, or the log is closed.
+func (w *Writer) Write(stream Stream, now time.Time, data []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return
+	}
+	w.begin()
+	for len(data) > 0 {
+		line, rest, full := bytes.Cut(data, []byte{'\n'})
+		data = rest
+		if full {
+			w.line(stream, now, line)
+			continue
+		}
+		w.hold(stream, now, line)
+	}
+	w.flush()
+}
+
+// line adds the end of a line to the batch.
+func (w *Writer) line(stream Stream, now time.Time, line []byte) {
+	if held := w.partial[stream]; len(held) > 0 {
+		line = append(held, line...)
+		w.partial[stream] = nil
+	}
+	for len(line) > w.maxLine {
+		w.record(stream, now, 'P', line[:w.maxLine])
+		line = line[w.maxLine:]
+	}
+	w.record(stream, now, 'F', line)
+}
+
+// hold keeps the beginning of a line; what is more than a record holds goes into the batch.
+func (w *Writer) hold(stream Stream, now time.Time, piece []byte) {
+	held := append(w.partial[stream], piece...)
+	rest := held
+	// A line that is exactly as long as a record waits: its newline may be next, and then it is whole.
+	for len(rest) > w.maxLine {
+		w.record(stream, now, 'P', rest[:w.maxLine])
+		rest = rest[w.maxLine:]
+	}
+	if len(rest) < len(held) {
+		rest = bytes.Clone(rest) // lets go of the long buffer
+	}
+	w.partial[stream] = rest
+}
+
+func (w *Writer) record(stream Stream, now time.Time, tag byte, content []byte) {
+	w.out = now.UTC().AppendFormat(w.out, timeFormat)
+	w.out = append(w.out, ' ')
+	w.out = append(w.out, stream.String()...)
+	w.out = append(w.out, ' ', tag, ' ')
+	w.out = append(w.out, content...)
+	w.out = append(w.out, '\n')
+}
+
+func (w *Writer) begin() { w.out = (*batches.Get().(*[]byte))[:0] }
+
+// flush writes the batch with one write(2).
+func (w *Writer) flush() {
+	batch := w.out
+	w.out = nil
+	defer batches.Put(&batch)
+	if len(batch) == 0 {
+		return
+	}
+	n, err := w.file.Write(batch)
+	if err != nil {
+		n = w.trim(batch, n)
+		w.dropped += uint64(len(batch) - n)
+	}
+	w.written += uint64(n)
+}
+
+// trim takes back the torn end of a batch of which only n bytes found room, and returns what is left of it.
+func (w *Writer) trim(batch []byte, n int) int {
+	whole := bytes.LastIndexByte(batch[:n], '\n') + 1
+	if whole == n {
+		return n
+	}
+	size, err := w.file.Seek(0, io.SeekEnd)
+	if err == nil {
+		err = w.file.Truncate(size - int64(n-whole))
+	}
+	if err != nil {
+		return n // torn: the reader skips the record
+	}
+	return whole
+}
+
+// Reopen goes on with the file at the writer's path, which is made if it is not there: the way to rotate is to rename
+// the log and then to reopen. On an error the old file stays in use.
+func (w *Writer) Reopen() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return nil
+	}
+	f, err := openAppend(w.path)
+	if err != nil {
+		return err
+	}
+	old := w.file
+	w.file = f
+	return old.Close()
+}
+
+// Close writes what is held back of unfinished lines, as of the time now, and closes the log. Later writes are ignored.
+func (w *Writer) Close(now time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return nil
+	}
+	w.begin()
+	for stream, held := range w.partial {
+		if len(held) > 0 {
+			w.record(Stream(stream), now, 'P', held)
+		}
+	}
+	w.flush()
+	err := w.file.Close()
+	w.file = nil
+	w.partial = [2][]byte{}
+	return err
+}
+
+// Counts returns how many bytes were written, and dropped because they could not be, both with the heads of records.
+func (w *Writer) Counts() (written, dropped uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.written, w.dropped
+}

@@ -1,0 +1,195 @@
+package crilog
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var at = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+
+const stamp = "2026-01-02T03:04:05.000000006Z"
+
+func open(t *testing.T, path string, maxLine int) *Writer {
+	t.Helper()
+	w, err := Open(path, maxLine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close(at) })
+	return w
+}
+
+func wantFile(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("%s holds\n%swant\n%s", filepath.Base(path), got, want)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	type piece struct {
+		stream Stream
+		data   string
+	}
+	for name, tc := range map[string]struct {
+		maxLine int
+		pieces  []piece
+		want    []string // without the time
+	}{
+		"whole lines":           {0, []piece{{Stdout, "a\nb\n"}, {Stderr, "c\n"}}, []string{"stdout F a", "stdout F b", "stderr F c"}},
+		"empty line":            {0, []piece{{Stdout, "\n"}}, []string{"stdout F "}},
+		"line in pieces":        {0, []piece{{Stdout, "a"}, {Stdout, "b"}, {Stdout, "c\nd"}, {Stdout, "\n"}}, []string{"stdout F abc", "stdout F d"}},
+		"streams do not mix":    {0, []piece{{Stdout, "a"}, {Stderr, "b\n"}, {Stdout, "c\n"}}, []string{"stderr F b", "stdout F ac"}},
+		"end without newline":   {0, []piece{{Stdout, "a\nb"}, {Stderr, "c"}}, []string{"stdout F a", "stdout P b", "stderr P c"}},
+		"carriage return stays": {0, []piece{{Stdout, "a\r\n"}}, []string{"stdout F a\r"}},
+		"too long":              {4, []piece{{Stdout, "abcdefghij\n"}}, []string{"stdout P abcd", "stdout P efgh", "stdout F ij"}},
+		"just long enough":      {4, []piece{{Stdout, "abcd\nefgh\n"}}, []string{"stdout F abcd", "stdout F efgh"}},
+		"just long in pieces":   {4, []piece{{Stdout, "abcd"}, {Stdout, "\n"}}, []string{"stdout F abcd"}},
+		"too long in pieces":    {4, []piece{{Stdout, "abc"}, {Stdout, "defghij"}, {Stdout, "kl\n"}}, []string{"stdout P abcd", "stdout P efgh", "stdout F ijkl"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "0.log")
+			w := open(t, path, tc.maxLine)
+			for _, p := range tc.pieces {
+				w.Write(p.stream, at, []byte(p.data))
+			}
+			if err := w.Close(at); err != nil {
+				t.Fatal(err)
+			}
+			var want strings.Builder
+			for _, record := range tc.want {
+				fmt.Fprintf(&want, "%s %s\n", stamp, record)
+			}
+			wantFile(t, path, want.String())
+			if n, dropped := w.Counts(); n != uint64(want.Len()) || dropped != 0 {
+				t.Errorf("counts are %d and %d, want %d and 0", n, dropped, want.Len())
+			}
+			w.Write(Stdout, at, []byte("late\n")) // ignored
+			wantFile(t, path, want.String())
+		})
+	}
+}
+
+func TestOpenCutsATornRecord(t *testing.T) {
+	whole := stamp + " stdout F whole\n"
+	for name, tc := range map[string]struct{ before, want string }{
+		"whole":        {whole, whole},
+		"torn":         {whole + stamp + " stdo", whole},
+		"torn, long":   {whole + strings.Repeat("x", 9000), whole},
+		"nothing else": {"2026-", ""},
+		"empty":        {"", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "0.log")
+			if err := os.WriteFile(path, []byte(tc.before), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			w := open(t, path, 0)
+			w.Write(Stdout, at, []byte("next\n"))
+			wantFile(t, path, tc.want+stamp+" stdout F next\n")
+		})
+	}
+}
+
+func TestReopen(t *testing.T) {
+	dir := t.TempDir()
+	path, old := filepath.Join(dir, "0.log"), filepath.Join(dir, "0.log.1")
+	w := open(t, path, 0)
+	w.Write(Stdout, at, []byte("one\nhal"))
+	if err := os.Rename(path, old); err != nil {
+		t.Fatal(err)
+	}
+	w.Write(Stdout, at, []byte("f\n"))
+	if err := w.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	w.Write(Stdout, at, []byte("two\n"))
+	wantFile(t, old, stamp+" stdout F one\n"+stamp+" stdout F half\n")
+	wantFile(t, path, stamp+" stdout F two\n")
+
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Reopen(); err == nil {
+		t.Error("Reopen made a file in a folder that is not there")
+	}
+	w.Write(Stdout, at, []byte("three\n"))
+	if _, dropped := w.Counts(); dropped != 0 {
+		t.Errorf("after a failed Reopen %d bytes were dropped, want the old file in use", dropped)
+	}
+}
+
+func TestAFullDiskDropsAndCounts(t *testing.T) {
+	w := open(t, "/dev/full", 0)
+	w.Write(Stdout, at, []byte("lost\n"))
+	want := uint64(len(stamp + " stdout F lost\n"))
+	if n, dropped := w.Counts(); n != 0 || dropped != want {
+		t.Errorf("counts are %d and %d, want 0 and %d", n, dropped, want)
+	}
+}
+
+func TestTrimTakesBackATornRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	w := open(t, path, 0)
+	batch := []byte("first\nsecond\n")
+	if _, err := w.file.Write(batch[:9]); err != nil { // as a disk that fills up would
+		t.Fatal(err)
+	}
+	if n := w.trim(batch, 9); n != len("first\n") {
+		t.Errorf("trim left %d bytes, want %d", n, len("first\n"))
+	}
+	wantFile(t, path, "first\n")
+}
+
+func TestDiscard(t *testing.T) {
+	w := open(t, "", 0)
+	w.Write(Stdout, at, []byte("gone\n"))
+	if err := w.Reopen(); err != nil {
+		t.Error(err)
+	}
+	if n, dropped := w.Counts(); n != 0 || dropped != 0 {
+		t.Errorf("counts are %d and %d, want 0 and 0", n, dropped)
+	}
+}
+
+func TestStreamsAtTheSameTime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	w := open(t, path, 0)
+	var wg sync.WaitGroup
+	for _, s := range []Stream{Stdout, Stderr} {
+		wg.Go(func() {
+			for i := range 1000 {
+				w.Write(s, at, fmt.Appendf(nil, "line %d of %s\n", i, s))
+			}
+		})
+	}
+	wg.Wait()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := map[Stream]int{}
+	for line := range bytes.Lines(data) {
+		e, err := parse(bytes.TrimSuffix(line, []byte{'\n'}))
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if want := fmt.Sprintf("line %d of %s", next[e.Stream], e.Stream); string(e.Content) != want {
+			t.Fatalf("%q comes where %q should", e.Content, want)
+		}
+		next[e.Stream]++
+	}
+	if next[Stdout] != 1000 || next[Stderr] != 1000 {
+		t.Errorf("%d and %d lines, want 1000 of each", next[Stdout], next[Stderr])
+	}
+}
