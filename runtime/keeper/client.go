@@ -1,0 +1,463 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/wire"
+)
+
+const (
+	// defaultTimeout bounds a request whose context has no deadline.
+	defaultTimeout = 2 * time.Minute
+	// answerGrace is how long a client waits for the keeper's word on a request that it has cancelled: whether it was
+	// undone or had succeeded already. The keeper needs it to kill a launcher.
+	answerGrace = 5 * time.Second
+)
+
+// A Client is one connection to the keeper. All methods may be called at the same time.
+//
+// When the connection is lost every call returns an error of class ErrUnavailable, Done and Exits are closed, and
+// Redial makes a new client. Close must be called all the same.
+type Client struct {
+	socket string
+	keeper Process
+	conn   *net.UnixConn
+	spares *spares
+	exits  *exitQueue
+	done   chan struct{}
+
+	writing sync.Mutex // one frame at a time
+
+	mu    sync.Mutex
+	last  uint64
+	calls map[uint64]pending
+	err   error // why the connection ended
+}
+
+// pending is a request that waits for its answer.
+type pending struct {
+	back chan answer // capacity 1
+	// spare names the process that a good answer makes; nil for other requests.
+	spare *Ref
+}
+
+// answer is what came back for a request.
+type answer struct {
+	msg   Message
+	files []*os.File
+}
+
+// Dial connects to the keeper at socket. A keeper of another protocol version is an error of class
+// ErrFailedPrecondition, no keeper one of class ErrUnavailable.
+func Dial(ctx context.Context, socket string) (*Client, error) {
+	return dialSettled(ctx, socket, newSpares(), Process{})
+}
+
+// Redial connects again after the connection was lost. If another keeper runs by now, it gets the spare descriptors
+// that c has held, so that terminals and exit codes outlive the first one. c is of no use any more, whatever comes back,
+// except for calling Redial again after an error.
+func (c *Client) Redial(ctx context.Context) (*Client, error) {
+	c.end(errors.New("replaced by Redial"))
+	<-c.done
+	return dialSettled(ctx, c.socket, c.spares, c.keeper)
+}
+
+func dialSettled(ctx context.Context, socket string, spares *spares, before Process) (*Client, error) {
+	c, err := dial(ctx, socket, spares)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.restore(before); err != nil {
+		c.end(err)
+		<-c.done
+		return nil, err
+	}
+	return c, nil
+}
+
+// dial connects and says hello. The keeper does not take it for a daemon until restore.
+func dial(ctx context.Context, socket string, spares *spares) (*Client, error) {
+	nc, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	c := &Client{
+		socket: socket,
+		conn:   nc.(*net.UnixConn),
+		spares: spares,
+		exits:  newExitQueue(),
+		done:   make(chan struct{}),
+		calls:  make(map[uint64]pending),
+	}
+	go c.receive()
+	var hello Hello
+	if _, err := c.call(ctx, KindHello, Hello{Version: ProtocolVersion}, nil, &hello); err != nil {
+		c.end(err)
+		<-c.done
+		return nil, fmt.Errorf("keeper %s: %w", socket, err)
+	}
+	if hello.Version != ProtocolVersion {
+		err := fmt.Errorf("keeper %s speaks protocol version %d, this program %d: %w", socket, hello.Version, ProtocolVersion, errdefs.ErrFailedPrecondition)
+		c.end(err)
+		<-c.done
+		return nil, err
+	}
+	c.keeper = hello.Keeper
+	return c, nil
+}
+
+// restore hands the spares to a keeper that took the place of the one before, and says that this is all. The keeper then
+// sends a full set of its own, and at its end says so too.
+func (c *Client) restore(before Process) error {
+	c.spares.age()
+	if before != (Process{}) && before != c.keeper {
+		if err := c.spares.each(func(s Spare, names []string, files []*os.File) error {
+			body, err := json.Marshal(s)
+			if err != nil {
+				return err
+			}
+			return c.send(Message{Kind: KindRestore, Body: body, Files: names}, files)
+		}); err != nil {
+			return err
+		}
+	}
+	return c.send(Message{Kind: KindRestored}, nil)
+}
+
+// Keeper returns the keeper's own process.
+func (c *Client) Keeper() Process { return c.keeper }
+
+// Done is closed when the connection is lost or closed.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Err says why Done is closed; nil before.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the connection and closes the spare descriptors. Containers are not touched.
+func (c *Client) Close() error {
+	c.end(errors.New("closed"))
+	<-c.done
+	c.spares.close()
+	return nil
+}
+
+// Create makes a container and leaves its init waiting for Start. The error is a *LaunchError for what a launcher
+// reports, and of class ErrAlreadyExists for an ID that is taken; nothing is left then. At the end of ctx the launcher
+// is killed and the half-made container undone.
+func (c *Client) Create(ctx context.Context, req CreateRequest) (Process, error) {
+	var p Process
+	_, err := c.callMaking(ctx, KindCreate, req, nil, &p, &Ref{ID: req.ID})
+	return p, err
+}
+
+// Start lets a created container's workload go. A container that was started or has exited is of class
+// ErrFailedPrecondition.
+func (c *Client) Start(ctx context.Context, id string) error {
+	_, err := c.call(ctx, KindStart, Ref{ID: id}, nil, nil)
+	return err
+}
+
+// Exec starts a further process in a running container; its exit comes on Exits. With Terminal, the caller gets the
+// master end of the terminal and closes it; otherwise console is nil.
+func (c *Client) Exec(ctx context.Context, req ExecRequest) (p Process, console *os.File, err error) {
+	in := namedFiles{}
+	if !req.Terminal {
+		in.add(FileStdin, req.Stdin)
+		in.add(FileStdout, req.Stdout)
+		in.add(FileStderr, req.Stderr)
+	}
+	out, err := c.callMaking(ctx, KindExec, req, &in, &p, &Ref{req.ContainerID, req.ExecID})
+	if err != nil {
+		return Process{}, nil, err
+	}
+	console = out.take(FileConsole)
+	out.close()
+	return p, console, nil
+}
+
+// Signal sends a signal to a container's init, or to the process of an exec. It is of class ErrNotFound if there is no
+// such process or it is gone.
+func (c *Client) Signal(ctx context.Context, id, execID string, sig int) error {
+	_, err := c.call(ctx, KindSignal, SignalRequest{Ref: Ref{id, execID}, Signal: sig}, nil, nil)
+	return err
+}
+
+// CloseStdin closes the keeper's end of a container's input. The workload sees the end as soon as the attached clients
+// have closed theirs. It does nothing for a terminal, which has no half close, and when it was called before.
+func (c *Client) CloseStdin(ctx context.Context, id string) error {
+	_, err := c.call(ctx, KindCloseStdin, Ref{ID: id}, nil, nil)
+	return err
+}
+
+// Resize sets the size of a container's terminal, in characters. A container without one is of class
+// ErrFailedPrecondition.
+func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
+	_, err := c.call(ctx, KindResize, ResizeRequest{Ref: Ref{ID: id}, Width: width, Height: height}, nil, nil)
+	return err
+}
+
+// ReopenLog goes on with a new file at the container's LogPath, after the old one was renamed. On an error nothing new
+// exists and the old file is still written. An exited container is of class ErrFailedPrecondition.
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	_, err := c.call(ctx, KindReopenLog, Ref{ID: id}, nil, nil)
+	return err
+}
+
+// Delete forgets an exited container: FIFOs, record, libcontainer's state folder; with Hooks through a launcher. The
+// cgroups are not touched. It is no error if there is none; a living container is of class ErrFailedPrecondition.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	_, err := c.call(ctx, KindDelete, Ref{ID: id}, nil, nil)
+	return err
+}
+
+// Checkpoint dumps a running container with criu.
+func (c *Client) Checkpoint(ctx context.Context, id string, opts CheckpointOptions) error {
+	_, err := c.call(ctx, KindCheckpoint, CheckpointRequest{Ref: Ref{ID: id}, Options: opts}, nil, nil)
+	return err
+}
+
+// List returns what the keeper knows, by ID. Containers that are just being made are not among them.
+func (c *Client) List(ctx context.Context) ([]State, error) {
+	var states []State
+	_, err := c.call(ctx, KindList, nil, nil, &states)
+	return states, err
+}
+
+// Shutdown ends the keeper. It refuses with class ErrFailedPrecondition while a container lives or is being made.
+func (c *Client) Shutdown(ctx context.Context) error {
+	_, err := c.call(ctx, KindShutdown, nil, nil, nil)
+	return err
+}
+
+// Exits gives every exit in order. What was not acknowledged comes again after a reconnect. The channel is closed when
+// the connection is lost; a reader that is late delays nobody.
+func (c *Client) Exits() <-chan Exit { return c.exits.out }
+
+// Ack says that the exit with this number is on record and needs not be sent again. An exec is then forgotten.
+func (c *Client) Ack(seq uint64) {
+	body, err := json.Marshal(Ack{Seq: seq})
+	if err != nil {
+		return // a number always encodes
+	}
+	// If the connection is lost the exit comes again, and with it the chance to acknowledge it.
+	_ = c.send(Message{Kind: KindAck, Body: body}, nil)
+}
+
+// call sends a request and waits for its answer, whose body goes into result and whose files are the caller's.
+func (c *Client) call(ctx context.Context, kind Kind, body any, in *namedFiles, result any) (*namedFiles, error) {
+	return c.callMaking(ctx, kind, body, in, result, nil)
+}
+
+// callMaking is call for a request that makes a process, named made.
+func (c *Client) callMaking(ctx context.Context, kind Kind, body any, in *namedFiles, result any, made *Ref) (*namedFiles, error) {
+	msg := Message{Kind: kind, Timeout: defaultTimeout}
+	if deadline, ok := ctx.Deadline(); ok {
+		msg.Timeout = time.Until(deadline)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	if in != nil {
+		msg.Files, files = in.names, in.files
+	}
+	var err error
+	if msg.Body, err = json.Marshal(body); err != nil {
+		return nil, fmt.Errorf("keeper: encode %s: %w", kind, err)
+	}
+
+	back := make(chan answer, 1)
+	if msg.Number, err = c.begin(pending{back, made}); err != nil {
+		return nil, err
+	}
+	defer c.forget(msg.Number, back)
+	if err := c.send(msg, files); err != nil {
+		return nil, err
+	}
+	a, err := c.await(ctx, msg.Number, back)
+	if err != nil {
+		return nil, err
+	}
+	out := &namedFiles{names: a.msg.Files, files: a.files}
+	err = a.msg.Error.Decode()
+	if err == nil && result != nil {
+		err = json.Unmarshal(a.msg.Body, result)
+	}
+	if err == nil && len(out.names) != len(out.files) {
+		err = fmt.Errorf("keeper: answer to %s has %d files for %d names", kind, len(out.files), len(out.names))
+	}
+	if err != nil {
+		out.close()
+		return nil, err
+	}
+	return out, nil
+}
+
+// await waits for the answer. When ctx ends first, the request is cancelled and the keeper given a moment to say what
+// became of it, so that the caller does not have to guess.
+func (c *Client) await(ctx context.Context, number uint64, back chan answer) (answer, error) {
+	select {
+	case a := <-back:
+		return a, nil
+	case <-c.done:
+		return answer{}, c.lost()
+	case <-ctx.Done():
+	}
+	if err := c.send(Message{Kind: KindCancel, Number: number}, nil); err != nil {
+		return answer{}, err
+	}
+	grace := time.NewTimer(answerGrace)
+	defer grace.Stop()
+	select {
+	case a := <-back:
+		if a.msg.Error != nil {
+			wire.CloseAll(a.files)
+			return answer{}, fmt.Errorf("keeper: %w: %w", ctx.Err(), a.msg.Error.Decode())
+		}
+		return a, nil
+	case <-c.done:
+		return answer{}, c.lost()
+	case <-grace.C:
+		return answer{}, fmt.Errorf("keeper: no answer, outcome unknown: %w", ctx.Err())
+	}
+}
+
+func (c *Client) begin(p pending) (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, fmt.Errorf("keeper: %w: %w", c.err, errdefs.ErrUnavailable)
+	}
+	c.last++
+	c.calls[c.last] = p
+	return c.last, nil
+}
+
+// forget ends a call. An answer that came after its caller had left is thrown away with its files.
+func (c *Client) forget(number uint64, back chan answer) {
+	c.mu.Lock()
+	delete(c.calls, number)
+	c.mu.Unlock()
+	select {
+	case a := <-back:
+		wire.CloseAll(a.files)
+	default:
+	}
+}
+
+func (c *Client) send(msg Message, files []*os.File) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := wire.Write(c.conn, msg, files...); err != nil {
+		return fmt.Errorf("keeper: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// lost is the error of a call whose connection ended.
+func (c *Client) lost() error {
+	return fmt.Errorf("keeper: connection lost: %w: %w", c.Err(), errdefs.ErrUnavailable)
+}
+
+// end closes the connection for the reason err; receive then does the rest.
+func (c *Client) end(err error) {
+	c.mu.Lock()
+	if c.err == nil {
+		c.err = err
+	}
+	c.mu.Unlock()
+	c.conn.Close()
+}
+
+// receive hands out what the keeper sends until the connection ends.
+func (c *Client) receive() {
+	for {
+		var msg Message
+		files, err := wire.Read(c.conn, &msg)
+		if err == nil {
+			err = c.dispatch(msg, files)
+		}
+		if err != nil {
+			c.end(err)
+			c.exits.close()
+			close(c.done)
+			return
+		}
+	}
+}
+
+func (c *Client) dispatch(msg Message, files []*os.File) error {
+	switch msg.Kind {
+	case KindAnswer:
+		c.answered(msg, files)
+	case KindExit:
+		var e Exit
+		if err := json.Unmarshal(msg.Body, &e); err != nil {
+			return fmt.Errorf("decode exit: %w", err)
+		}
+		c.spares.put(Spare{Ref: Ref{e.ID, e.ExecID}}, nil, nil)
+		c.exits.put(e)
+	case KindSpare:
+		var s Spare
+		if err := json.Unmarshal(msg.Body, &s); err != nil {
+			wire.CloseAll(files)
+			return fmt.Errorf("decode spare: %w", err)
+		}
+		c.spares.put(s, msg.Files, files)
+	case KindRestored:
+		c.spares.dropAged()
+	default:
+		wire.CloseAll(files) // of a newer keeper; an event that is not known is not needed
+	}
+	return nil
+}
+
+// answered hands an answer to its caller. Spares are kept here and not by the caller, so that the exit of the process,
+// which comes behind, finds them.
+func (c *Client) answered(msg Message, files []*os.File) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, waits := c.calls[msg.Number]
+	delete(c.calls, msg.Number)
+	if len(msg.Files) != len(files) || (!waits && len(files) > 0) {
+		wire.CloseAll(files)
+		files, msg.Files = nil, nil
+	}
+	if p.spare != nil && msg.Error == nil {
+		msg.Files, files = c.hold(*p.spare, msg, files)
+	}
+	if waits {
+		p.back <- answer{msg, files}
+	}
+}
+
+// hold keeps the spares among the files of an answer and returns the rest. All of a container's are spares; the console
+// of an exec is the caller's.
+func (c *Client) hold(ref Ref, msg Message, files []*os.File) (names []string, rest []*os.File) {
+	about := Spare{Ref: ref}
+	if json.Unmarshal(msg.Body, &about.Process) != nil {
+		return msg.Files, files // the caller sees the same error
+	}
+	var kept namedFiles
+	for i, name := range msg.Files {
+		if ref.ExecID == "" || name == FilePidfd {
+			kept.add(name, files[i])
+		} else {
+			names, rest = append(names, name), append(rest, files[i])
+		}
+	}
+	c.spares.put(about, kept.names, kept.files)
+	return names, rest
+}

@@ -1,0 +1,210 @@
+// Package keeper speaks with the node's keeper: the small process that is parent of every container, holds its stdio,
+// writes its log and keeps its exit code while the daemon comes and goes.
+//
+// The daemon uses Start and Dial, and the methods of Client. The keeper itself is package server; job.go has the
+// protocol between the keeper and its launchers.
+//
+// # Protocol
+//
+// Frames of internal/wire on a unix stream socket. Each frame is a Message. The daemon's first is hello; each request
+// has a number, the answer bears it, and answers come in any order. A message without a number is an event. A request's
+// timeout rides with it; one whose connection is lost is cancelled, and a cancelled create or exec is undone.
+//
+//	request       body              files           answer              files
+//	hello         Hello             -               Hello               -
+//	create        CreateRequest     -               Process             spares, by name
+//	start         Ref               -               -                   -
+//	exec          ExecRequest       by name         Process             pidfd (a spare) [console]
+//	signal        SignalRequest     -               -                   -
+//	attach        Ref               -               -                   output [stdin] [console]
+//	close-stdin   Ref               -               -                   -
+//	resize        ResizeRequest     -               -                   -
+//	reopen-log    Ref               -               -                   -
+//	delete        Ref               -               -                   -
+//	checkpoint    CheckpointRequest -               -                   -
+//	list          -                 -               []State             -
+//	shutdown      -                 -               -                   -
+//	cancel        - (its number is that of the request it ends; no answer of its own)
+//	ack           Ack               (no number, no answer)
+//	restore       Spare             by name         (no number, no answer)
+//	restored      -                 (no number, no answer)
+//
+//	event         body              files
+//	exit          Exit              -
+//	spare         Spare             by name
+//	restored      -                 -
+//
+// Exits come in the order of their numbers; after a hello, first all that were not acknowledged. Spares are duplicates
+// of the keeper's descriptors, which the daemon holds in case the keeper dies and hands to its successor with restore.
+// When the daemon has said restored, the keeper sends a spare for each living process and says restored in turn.
+package keeper
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// ProtocolVersion is refused by a keeper or a daemon of another one, before anything is done.
+const ProtocolVersion = 1
+
+// A Kind says what a Message is.
+type Kind string
+
+// The kinds; the table in the package comment says what goes with each.
+const (
+	KindHello      Kind = "hello"
+	KindCreate     Kind = "create"
+	KindStart      Kind = "start"
+	KindExec       Kind = "exec"
+	KindSignal     Kind = "signal"
+	KindAttach     Kind = "attach"
+	KindCloseStdin Kind = "close-stdin"
+	KindResize     Kind = "resize"
+	KindReopenLog  Kind = "reopen-log"
+	KindDelete     Kind = "delete"
+	KindCheckpoint Kind = "checkpoint"
+	KindList       Kind = "list"
+	KindShutdown   Kind = "shutdown"
+	KindCancel     Kind = "cancel"
+	KindAck        Kind = "ack"
+	KindRestore    Kind = "restore"
+	KindRestored   Kind = "restored"
+	KindAnswer     Kind = "answer"
+	KindExit       Kind = "exit"
+	KindSpare      Kind = "spare"
+)
+
+// The names of descriptors in Message.Files.
+const (
+	FileStdin   = "stdin"
+	FileStdout  = "stdout"
+	FileStderr  = "stderr"
+	FileConsole = "console"
+	FilePidfd   = "pidfd"
+	FileOutput  = "output"
+)
+
+// A Message is one frame between daemon and keeper.
+type Message struct {
+	Kind Kind `json:"kind"`
+	// Number pairs a request with its answer; 0 for what has no answer.
+	Number uint64 `json:"number,omitempty"`
+	// Timeout of a request, in nanoseconds.
+	Timeout time.Duration   `json:"timeout,omitempty"`
+	Body    json.RawMessage `json:"body,omitempty"`
+	// Error of an answer; nil is success.
+	Error *WireError `json:"error,omitempty"`
+	// Files names the descriptors of the frame, in their order.
+	Files []string `json:"files,omitempty"`
+}
+
+// Hello opens a connection, from both sides.
+type Hello struct {
+	Version int `json:"version"`
+	// Keeper is the keeper's own process: another one than before means that the keeper was replaced.
+	Keeper Process `json:"keeper,omitzero"`
+}
+
+// A Ref names a container, or a process of it.
+type Ref struct {
+	ID     string `json:"id"`
+	ExecID string `json:"execID,omitempty"`
+}
+
+// SignalRequest sends a signal by pidfd.
+type SignalRequest struct {
+	Ref
+	Signal int `json:"signal"`
+}
+
+// ResizeRequest sets the size of a terminal, in characters.
+type ResizeRequest struct {
+	Ref
+	Width  uint16 `json:"width"`
+	Height uint16 `json:"height"`
+}
+
+// CheckpointRequest dumps a container.
+type CheckpointRequest struct {
+	Ref
+	Options CheckpointOptions `json:"options"`
+}
+
+// Ack says that the exit of this number needs not be sent again.
+type Ack struct {
+	Seq uint64 `json:"seq"`
+}
+
+// A Spare names the process whose descriptors ride with it. It replaces what came before for that process; with no
+// descriptors it ends the holding.
+type Spare struct {
+	Ref
+	Process Process `json:"process"`
+}
+
+// WireError is an error on its way through the socket.
+type WireError struct {
+	// Class is the name of a class of errdefs, "" for none.
+	Class   string  `json:"class,omitempty"`
+	Failure Failure `json:"failure,omitempty"`
+	Message string  `json:"message"`
+}
+
+// classes has a name for each class of error that the keeper returns.
+var classes = []struct {
+	name  string
+	class error
+}{
+	{"not-found", errdefs.ErrNotFound},
+	{"invalid-argument", errdefs.ErrInvalidArgument},
+	{"already-exists", errdefs.ErrAlreadyExists},
+	{"failed-precondition", errdefs.ErrFailedPrecondition},
+	{"unavailable", errdefs.ErrUnavailable},
+	{"unimplemented", errdefs.ErrUnimplemented},
+	{"resource-exhausted", errdefs.ErrResourceExhausted},
+}
+
+// EncodeError makes err ready to be sent; nil stays nil.
+func EncodeError(err error) *WireError {
+	if err == nil {
+		return nil
+	}
+	var launch *LaunchError
+	if errors.As(err, &launch) {
+		return &WireError{Failure: launch.Failure, Message: launch.Message}
+	}
+	for _, c := range classes {
+		if errors.Is(err, c.class) {
+			return &WireError{Class: c.name, Message: err.Error()}
+		}
+	}
+	return &WireError{Message: err.Error()}
+}
+
+// Decode gives back the error, with its class; nil stays nil.
+func (e *WireError) Decode() error {
+	if e == nil {
+		return nil
+	}
+	if e.Failure != "" {
+		return &LaunchError{Failure: e.Failure, Message: e.Message}
+	}
+	for _, c := range classes {
+		if e.Class == c.name {
+			return &classError{message: e.Message, class: c.class}
+		}
+	}
+	return errors.New(e.Message)
+}
+
+// classError keeps the words of the other side, which hold the class's own already.
+type classError struct {
+	message string
+	class   error
+}
+
+func (e *classError) Error() string { return e.message }
+func (e *classError) Unwrap() error { return e.class }

@@ -1,0 +1,383 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/crilog"
+	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
+)
+
+// container is one container, from the intent to make it until it is deleted. What its life has come to follows from
+// what is set: proc (made), started, rec.Exit (ended).
+type container struct {
+	k   *Keeper
+	id  string
+	dir string
+	// log is set before the container is made and closed when it has ended.
+	log     *crilog.Writer
+	viewers viewers
+	// dead is closed when the process has ended; its output may not be on disk yet.
+	dead chan struct{}
+	// starting and deleting are held by those who do that.
+	starting, deleting sync.Mutex
+
+	mu      sync.Mutex
+	rec     record
+	proc    *process // nil while the container is made, or if the process was gone when this keeper came
+	started bool
+	adopted bool
+	ending  bool  // nothing is taken over any more: the end was seen
+	io      stdio // empty when the container has ended
+	pumps   []*pump
+	execs   map[string]*execution
+}
+
+func (k *Keeper) newContainer(req keeper.CreateRequest) *container {
+	return &container{
+		k:     k,
+		id:    req.ID,
+		dir:   filepath.Join(k.runDir, keeper.ContainersDir, req.ID),
+		rec:   record{Request: req},
+		dead:  make(chan struct{}),
+		execs: make(map[string]*execution),
+	}
+}
+
+// stateDir is libcontainer's folder of the container.
+func (c *container) stateDir() string {
+	return filepath.Join(c.k.runDir, keeper.LibcontainerDir, c.id)
+}
+
+func (c *container) execFIFO() string { return filepath.Join(c.stateDir(), "exec.fifo") }
+
+// living says why the keeper must not end; "" if c is no reason.
+func (c *container) living() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, e := range c.execs {
+		if e.exit == nil {
+			return "has the process " + id
+		}
+	}
+	switch {
+	case c.rec.Exit != nil:
+		return ""
+	case !c.made():
+		return "is being made"
+	default:
+		return "lives"
+	}
+}
+
+// made says whether the container came into being; c.mu is held.
+func (c *container) made() bool { return c.rec.Process.Pid != 0 }
+
+// saveRecord is called with c.mu held.
+func (c *container) saveRecord() error { return writeRecord(filepath.Join(c.dir, recordName), c.rec) }
+
+// pump begins to move the output; c.mu is held and c.io set.
+func (c *container) pump() {
+	if f := c.io.stdout; f != nil {
+		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, false, c.emit))
+	}
+	if f := c.io.stderr; f != nil {
+		c.pumps = append(c.pumps, startPump(f, keeper.Stderr, false, c.emit))
+	}
+	if f := c.io.console; f != nil {
+		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, true, c.emit))
+	}
+}
+
+// emit is where all output passes: to the log first, which nobody can delay, then to those attached.
+func (c *container) emit(stream keeper.Stream, now time.Time, data []byte) {
+	to := crilog.Stdout
+	if stream == keeper.Stderr {
+		to = crilog.Stderr
+	}
+	c.log.Write(to, now, data)
+	c.viewers.send(stream, data)
+}
+
+// watch waits for the end of the process and reports it. gone is closed when the launcher has ended: until then the
+// process is its child and tells us nothing.
+func (c *container) watch(proc *process, gone <-chan struct{}) {
+	if err := proc.wait(); err != nil {
+		c.k.log.Error("wait for a container", "container", c.id, "pid", proc.Pid, "error", err)
+	}
+	at := time.Now()
+	<-gone
+	status, known := proc.status(c.k.reaper)
+	c.end(exitOf(keeper.Ref{ID: c.id}, status, known, at))
+}
+
+// end is the one way into the state exited: output on disk, record written, exit reported, in this order.
+func (c *container) end(exit keeper.Exit) {
+	close(c.dead)
+	c.mu.Lock()
+	c.ending = true
+	pumps := c.pumps
+	c.pumps = nil
+	c.mu.Unlock()
+	for _, p := range pumps {
+		p.finish()
+	}
+	if err := c.log.Close(exit.At); err != nil {
+		c.k.log.Error("close a log", "container", c.id, "error", err)
+	}
+	c.viewers.end()
+	c.k.exits.add(exit, func(numbered keeper.Exit) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.rec.Exit = &numbered
+		c.io.close()
+		if c.proc != nil {
+			c.proc.pidfd.Close()
+		}
+		if err := c.saveRecord(); err != nil {
+			c.k.log.Error("record an exit, known to this keeper only", "container", c.id, "error", err)
+		}
+	})
+}
+
+// start lets the workload go: init waits until somebody opens the exec FIFO for reading, and writes a byte before it
+// executes the workload. The FIFO is opened without blocking and the process watched meanwhile, since a blocked open
+// cannot be called off when init has died.
+func (c *container) start(ctx context.Context) error {
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if err := c.startable(); err != nil {
+		return err
+	}
+	f, err := openFile(c.execFIFO(), unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	defer f.Close()
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-c.dead:
+		case <-ctx.Done():
+		case <-over:
+			return
+		}
+		f.SetReadDeadline(time.Unix(1, 0))
+	}()
+	if !awaitByte(f) {
+		if ctx.Err() != nil {
+			return fmt.Errorf("start container %s: %w", c.id, ctx.Err())
+		}
+		return fmt.Errorf("start container %s: its init has died: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	c.mu.Lock()
+	c.started = true
+	c.mu.Unlock()
+	// libcontainer takes a container without the FIFO as running, and so does a next keeper.
+	if err := os.Remove(c.execFIFO()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// startable is c's table of what Start finds.
+func (c *container) startable() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	phase, ok := c.phase()
+	if !ok {
+		return fmt.Errorf("start container %s: it is being made: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if phase != keeper.PhaseCreated {
+		return fmt.Errorf("start container %s: it is %s: %w", c.id, phase, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// awaitByte waits for the byte that init writes. Nothing to read is no end here: before init has opened its side the
+// FIFO reads as empty. At the deadline of f it looks once more, since a short workload may have run and ended already.
+func awaitByte(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	buf := make([]byte, 1)
+	n := 0
+	look := func(fd uintptr) bool {
+		n, _ = read(int(fd), buf)
+		return n > 0
+	}
+	if raw.Read(look) != nil {
+		raw.Control(func(fd uintptr) { look(fd) })
+	}
+	return n > 0
+}
+
+// phase is false while the container is made; c.mu is held.
+func (c *container) phase() (keeper.Phase, bool) {
+	switch {
+	case c.rec.Exit != nil:
+		return keeper.PhaseExited, true
+	case !c.made():
+		return "", false
+	case c.started:
+		return keeper.PhaseRunning, true
+	default:
+		return keeper.PhaseCreated, true
+	}
+}
+
+// state is false while the container is made.
+func (c *container) state() (keeper.State, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	phase, ok := c.phase()
+	if !ok {
+		return keeper.State{}, false
+	}
+	s := keeper.State{
+		ID:          c.id,
+		Request:     c.rec.Request,
+		Process:     c.rec.Process,
+		Phase:       phase,
+		Exit:        c.rec.Exit,
+		Adopted:     c.adopted,
+		ConsoleLost: c.rec.Request.Terminal && c.rec.Exit == nil && c.io.console == nil,
+		StdinClosed: c.rec.StdinClosed,
+	}
+	if c.log != nil {
+		s.LogBytes, s.LogDropped = c.log.Counts()
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.execs)) {
+		if e := c.execs[id]; e.made() {
+			s.Execs = append(s.Execs, keeper.ExecState{ExecID: id, Process: e.process, Exit: e.exit})
+		}
+	}
+	return s, true
+}
+
+// alive returns an error of class ErrFailedPrecondition unless the container is made and has not ended; c.mu is held.
+func (c *container) alive() error {
+	if phase, ok := c.phase(); !ok || phase == keeper.PhaseExited {
+		return fmt.Errorf("container %s does not live: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// signal sends sig to the init, or to an exec.
+func (c *container) signal(execID string, sig int) error {
+	c.mu.Lock()
+	proc, ended := c.proc, c.rec.Exit != nil
+	if execID != "" {
+		e := c.execs[execID]
+		proc, ended = nil, true
+		if e != nil {
+			proc, ended = e.proc, e.exit != nil
+		}
+	}
+	c.mu.Unlock()
+	if proc == nil || ended {
+		return fmt.Errorf("container %s: process %q: %w", c.id, execID, errdefs.ErrNotFound)
+	}
+	err := proc.signal(sig)
+	if errors.Is(err, os.ErrClosed) { // it ended just now
+		err = fmt.Errorf("container %s: process %q: %w", c.id, execID, errdefs.ErrNotFound)
+	}
+	return err
+}
+
+// closeStdin lets the workload see the end of its input when no client has it open.
+func (c *container) closeStdin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.made() || c.rec.Request.Terminal || c.rec.StdinClosed || c.rec.Exit != nil {
+		return nil
+	}
+	c.rec.StdinClosed = true
+	if err := c.saveRecord(); err != nil { // before the act: a next keeper must not open it again
+		return err
+	}
+	if c.io.stdin != nil {
+		c.io.stdin.Close()
+		c.io.stdin = nil
+	}
+	return nil
+}
+
+func (c *container) resize(width, height uint16) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.io.console == nil {
+		return fmt.Errorf("container %s has no terminal: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return control(c.io.console, func(fd int) error {
+		return os.NewSyscallError("TIOCSWINSZ", unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height}))
+	})
+}
+
+func (c *container) reopenLog() error {
+	c.mu.Lock()
+	err := c.alive()
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := c.log.Reopen(); err != nil {
+		return fmt.Errorf("reopen the log of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// attach returns an attached client's descriptors, by name.
+func (c *container) attach() (map[string]*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.alive(); err != nil {
+		return nil, err
+	}
+	output, ok, err := c.viewers.add()
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("container %s has ended: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	files := map[string]*os.File{keeper.FileOutput: output}
+	var stdin, console *os.File
+	if c.io.console != nil {
+		console, err = duplicate(c.io.console)
+	}
+	if err == nil && c.rec.Request.Stdin && !c.rec.StdinClosed {
+		if c.rec.Request.Terminal && c.io.console != nil {
+			stdin, err = duplicate(c.io.console)
+		} else if !c.rec.Request.Terminal {
+			stdin, err = openInput(c.dir)
+		}
+	}
+	for name, f := range map[string]*os.File{keeper.FileStdin: stdin, keeper.FileConsole: console} {
+		if f != nil {
+			files[name] = f
+		}
+	}
+	if err != nil {
+		closeNamed(files)
+		return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
+	}
+	return files, nil
+}
+
+func closeNamed(files map[string]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,188 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
+)
+
+// execution is a process that Exec started, until its exit is acknowledged. c.mu of its container guards it.
+type execution struct {
+	c  *container
+	id string
+	// process is zero while it is made.
+	process keeper.Process
+	proc    *process // nil while it is made, or if it was gone when this keeper came
+	ended   bool     // nothing is taken over any more
+	exit    *keeper.Exit
+}
+
+func (e *execution) made() bool { return e.process.Pid != 0 }
+
+// exec starts a process in c. stdio are stdin, stdout and stderr of the process, nil for /dev/null; they stay the
+// caller's. The caller calls watch when it has answered, and gets the master end of a terminal to close.
+func (c *container) exec(ctx context.Context, req keeper.ExecRequest, stdio [3]*os.File) (proc *process, console *os.File, watch func(), err error) {
+	e, err := c.reserveExec(req.ExecID)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	proc, console, l, err := c.startExec(ctx, req, stdio)
+	if err != nil {
+		c.mu.Lock()
+		delete(c.execs, e.id)
+		c.mu.Unlock()
+		return nil, nil, nil, fmt.Errorf("exec %s in container %s: %w", req.ExecID, c.id, err)
+	}
+	e.become(proc)
+	go l.release()
+	return proc, console, func() { e.watch(proc, l.gone) }, nil
+}
+
+func (c *container) reserveExec(id string) (*execution, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("exec ID %q: %w", id, errdefs.ErrInvalidArgument)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if phase, _ := c.phase(); phase != keeper.PhaseRunning {
+		return nil, fmt.Errorf("exec in container %s: it does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if c.execs[id] != nil {
+		return nil, fmt.Errorf("exec %s in container %s: %w", id, c.id, errdefs.ErrAlreadyExists)
+	}
+	e := &execution{c: c, id: id}
+	c.execs[id] = e
+	return e, nil
+}
+
+func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio [3]*os.File) (*process, *os.File, *launcher, error) {
+	var consoles *net.UnixConn
+	var files []*os.File
+	if req.Terminal {
+		ours, theirs, err := socketpair()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		defer ours.Close()
+		defer theirs.Close()
+		consoles, files = ours, []*os.File{theirs}
+	} else {
+		null, err := openFile(os.DevNull, unix.O_RDWR)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		defer null.Close()
+		for _, f := range stdio {
+			if f == nil {
+				f = null
+			}
+			files = append(files, f)
+		}
+	}
+	l, err := c.k.pool.get(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	result, pidfd, err := l.do(ctx, keeper.Job{
+		Kind:          keeper.JobExec,
+		Root:          filepath.Join(c.k.runDir, keeper.LibcontainerDir),
+		ID:            c.id,
+		SystemdCgroup: c.rec.Request.SystemdCgroup, // written once, before the container was made
+		Terminal:      req.Terminal,
+		Process:       req.Process,
+		SubCgroups:    req.SubCgroups,
+	}, files...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	proc, err := madeProcess(result, pidfd)
+	if err != nil {
+		l.dismiss()
+		return nil, nil, nil, err
+	}
+	if !req.Terminal {
+		return proc, nil, l, nil
+	}
+	consoles.SetReadDeadline(time.Now().Add(killGrace))
+	console, err := receiveConsole(consoles)
+	if err != nil {
+		proc.signal(int(unix.SIGKILL))
+		proc.pidfd.Close()
+		l.dismiss()
+		return nil, nil, nil, err
+	}
+	return proc, console, l, nil
+}
+
+// become makes e a living process. A record that cannot be written is no reason to fail: it serves only a next keeper.
+func (e *execution) become(proc *process) {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	e.process, e.proc = proc.Process, proc
+	if err := writeRecord(execRecordPath(e.c.dir, e.id), execRecord{ExecID: e.id, Process: proc.Process}); err != nil {
+		e.c.k.log.Warn("record an exec, ignoring", "container", e.c.id, "exec", e.id, "error", err)
+	}
+}
+
+func (e *execution) watch(proc *process, gone <-chan struct{}) {
+	if err := proc.wait(); err != nil {
+		e.c.k.log.Error("wait for an exec", "container", e.c.id, "exec", e.id, "pid", proc.Pid, "error", err)
+	}
+	at := time.Now()
+	<-gone
+	status, known := proc.status(e.c.k.reaper)
+	e.end(exitOf(keeper.Ref{ID: e.c.id, ExecID: e.id}, status, known, at))
+}
+
+// end reports the exit. The record changes only for a container that is still there.
+func (e *execution) end(exit keeper.Exit) {
+	c := e.c
+	c.k.exits.add(exit, func(numbered keeper.Exit) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e.exit = &numbered
+		if e.proc != nil {
+			e.proc.pidfd.Close()
+		}
+		path := execRecordPath(c.dir, e.id)
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		if err := writeRecord(path, execRecord{ExecID: e.id, Process: e.process, Exit: e.exit}); err != nil {
+			c.k.log.Warn("record the exit of an exec, ignoring", "container", c.id, "exec", e.id, "error", err)
+		}
+	})
+}
+
+// ack notes that the daemon knows of an exit. An exec is then forgotten.
+func (k *Keeper) ack(seq uint64) {
+	exit, ok := k.exits.ack(seq)
+	if !ok {
+		return
+	}
+	c, err := k.container(exit.ID)
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if exit.ExecID == "" {
+		c.rec.Acked = true
+		if err := c.saveRecord(); err != nil {
+			k.log.Warn("record an acknowledgement, ignoring", "container", c.id, "error", err)
+		}
+		return
+	}
+	delete(c.execs, exit.ExecID)
+	if err := os.Remove(execRecordPath(c.dir, exit.ExecID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		k.log.Warn("remove the record of an exec, ignoring", "container", c.id, "exec", exit.ExecID, "error", err)
+	}
+}

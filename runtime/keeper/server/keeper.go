@@ -1,0 +1,262 @@
+// Package server is the keeper of a node: the parent of every container, which holds its stdio, writes its log and keeps
+// its exit code, whether or not a daemon is connected.
+//
+// # How it works
+//
+// One process per run dir, under a lock file. It is a subreaper: a launcher makes a container and exits, and the
+// container's init becomes the keeper's child. There is no thread per container: pidfds, FIFOs and terminals are waited
+// for by Go's poller, each by a small goroutine.
+//
+//	keeper.go    start and end of the keeper               container.go  one container, from intent to exit
+//	conn.go      a daemon's connection                     create.go     making it, and undoing what is half made
+//	requests.go  what a daemon may ask                     exec.go       further processes in it
+//	launcher.go  the launchers that wait                   stdio.go      FIFOs and terminals
+//	reaper.go    exit codes of children                    pump.go       from the workload to log and attachments
+//	process.go   a watched process                         attach.go     attached clients
+//	exits.go     exits until they are acknowledged         record.go     what a next keeper must know
+//	                                                       adopt.go      the next keeper taking over
+//
+// The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
+// the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher. A
+// replacement in place will seal the binary that it executes, in main, before Run.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
+)
+
+// ErrLocked says that another keeper has the run dir.
+var ErrLocked = errors.New("another keeper runs here")
+
+// Config is what a keeper needs to know.
+type Config struct {
+	// RunDir is the keeper's folder, on a tmpfs in production; it exists.
+	RunDir string
+	// Launch is the path of berth-launch, read once.
+	Launch string
+	// Launchers wait at a time; 0 is DefaultLaunchers.
+	Launchers int
+	Log       *slog.Logger
+	// Ready is called when the keeper listens; may be nil.
+	Ready func()
+}
+
+// DefaultLaunchers wait for jobs. A burst of starts drains them and then waits for new ones, about as long as a Go
+// program takes to start; more of them cost memory on an idle node.
+const DefaultLaunchers = 3
+
+// adoptGrace is how long a new keeper waits for a daemon that may hold the pidfd of a process that has ended meanwhile,
+// before it reports the exit code as unknown.
+const adoptGrace = 10 * time.Second
+
+// Keeper is the state of the running keeper.
+type Keeper struct {
+	runDir string
+	log    *slog.Logger
+	self   keeper.Process
+	reaper *reaper
+	pool   *pool
+	exits  *exitLog
+
+	// stop ends the keeper; it is called when nothing lives any more.
+	stop context.CancelFunc
+	// restored is closed when a daemon has handed over what it held for a keeper before, or has nothing.
+	restored     chan struct{}
+	restoredOnce sync.Once
+
+	mu         sync.Mutex
+	containers map[string]*container
+	conns      map[*conn]struct{}
+	closing    bool // no more creates
+}
+
+// Run is the keeper: it returns nil after a Shutdown request or when ctx ends. Only one Keeper may run in a process, and
+// the process must have no other children: the keeper waits for all of them.
+func Run(ctx context.Context, cfg Config) error {
+	lock, err := takeLock(filepath.Join(cfg.RunDir, keeper.LockName))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+
+	k, err := newKeeper(cfg, stop)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{keeper.ContainersDir, keeper.LibcontainerDir} {
+		if err := os.MkdirAll(filepath.Join(cfg.RunDir, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	go k.reaper.run(ctx)
+	launchers := make(chan struct{})
+	go func() { k.pool.run(ctx); close(launchers) }()
+	k.adopt(ctx)
+	go k.obey(ctx)
+
+	listener, err := listen(filepath.Join(cfg.RunDir, keeper.SocketName))
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
+	k.log.Info("keeper listens", "socket", listener.Addr().String(), "containers", len(k.containers))
+	err = k.accept(ctx, listener)
+	stop()
+	<-launchers
+	return err
+}
+
+func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
+	// Orphans of launchers and containers come to us, not to pid 1.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become a subreaper: %w", err)
+	}
+	self, err := readProcess(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	reaper := newReaper()
+	n := cfg.Launchers
+	if n == 0 {
+		n = DefaultLaunchers
+	}
+	pool, err := newPool(cfg.Launch, n, reaper, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &Keeper{
+		runDir:     cfg.RunDir,
+		log:        cfg.Log,
+		self:       self,
+		reaper:     reaper,
+		pool:       pool,
+		exits:      newExitLog(),
+		stop:       stop,
+		restored:   make(chan struct{}),
+		containers: make(map[string]*container),
+		conns:      make(map[*conn]struct{}),
+	}, nil
+}
+
+// takeLock makes this process the one keeper of a run dir until it ends. The file stays: removing it would let two
+// keepers hold a lock of two files with the same name.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s: %w", path, ErrLocked)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// listen binds the socket under another name and renames it, so that it is never there without its mode and a listener.
+func listen(path string) (*net.UnixListener, error) {
+	next := path + ".new"
+	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: next, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	err = os.Chmod(next, 0o600)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (k *Keeper) accept(ctx context.Context, l *net.UnixListener) error {
+	for {
+		uc, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				uc.Close()
+			}
+			os.Remove(filepath.Join(k.runDir, keeper.SocketName))
+			return nil
+		}
+		if err != nil {
+			// Out of descriptors, for one: the containers live on, and later a daemon gets through again.
+			k.log.Error("accept a connection", "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		go k.serve(ctx, uc)
+	}
+}
+
+// container returns the container of that ID, made or not.
+func (k *Keeper) container(id string) (*container, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if c := k.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+}
+
+// busy says what keeps the keeper from ending; "" if nothing does, and then nothing new begins any more.
+func (k *Keeper) busy() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, c := range k.containers {
+		if why := c.living(); why != "" {
+			return fmt.Sprintf("container %s %s", id, why)
+		}
+	}
+	k.closing = true
+	return ""
+}
+
+// obey is for SIGTERM: the keeper ends if nothing lives. Otherwise it stays, since its end would cost exit codes; an init
+// system that wants it gone all the same has SIGKILL.
+func (k *Keeper) obey(ctx context.Context) {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, unix.SIGTERM)
+	defer signal.Stop(term)
+	for {
+		select {
+		case <-term:
+		case <-ctx.Done():
+			return
+		}
+		if why := k.busy(); why != "" {
+			k.log.Warn("told to end, ignoring", "why", why)
+			continue
+		}
+		k.stop()
+	}
+}

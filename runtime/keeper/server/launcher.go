@@ -1,0 +1,323 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/wire"
+	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// killGrace is how long a launcher may take to die of SIGKILL before its job is answered without it. It takes that
+	// long only when it is stuck in the kernel.
+	killGrace = 2 * time.Second
+	// sealedFD is the lowest descriptor of the sealed launcher: os.StartProcess places the child's descriptors from 0
+	// on, before the path /proc/self/fd/N is looked up, and must not hit it.
+	sealedFD = 100
+)
+
+// pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start.
+type pool struct {
+	binary *os.File // sealed, at sealedFD or above
+	ready  chan candidate
+	reaper *reaper
+	log    *slog.Logger
+}
+
+// candidate is a launcher that waits, or why there is none.
+type candidate struct {
+	*launcher
+	err error
+}
+
+// newPool copies the launcher at path into a sealed memfd. libcontainer sees its own executable sealed and does not copy
+// it once per container; and an upgrade of the package does not mix two versions within one keeper.
+func newPool(path string, size int, reaper *reaper, log *slog.Logger) (*pool, error) {
+	binary, err := seal(path)
+	if err != nil {
+		return nil, fmt.Errorf("launcher %s: %w", path, err)
+	}
+	// One more is held by the goroutine that fills the channel.
+	return &pool{binary: binary, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}, nil
+}
+
+func seal(path string) (*os.File, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("berth-launch", flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3 there is no MFD_EXEC, and every memfd is executable
+		fd, err = unix.MemfdCreate("berth-launch", flags)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	defer unix.Close(fd)
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, sealedFD)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(high), "berth-launch")
+	_, err = io.Copy(f, src)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(high), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// run keeps the pool full until ctx ends, then ends those who wait.
+func (p *pool) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		l, err := p.start()
+		select {
+		case p.ready <- candidate{l, err}: // an error waits like a launcher: no start is tried again unasked
+		case <-ctx.Done():
+			if l != nil {
+				l.dismiss()
+			}
+		}
+	}
+	for {
+		select {
+		case c := <-p.ready:
+			if c.launcher != nil {
+				c.dismiss()
+			}
+		default:
+			return
+		}
+	}
+}
+
+// get returns a launcher that lives. Those that died waiting are skipped; after a poolful of bad ones it gives up.
+func (p *pool) get(ctx context.Context) (*launcher, error) {
+	var last error
+	for range cap(p.ready) + 2 {
+		select {
+		case c := <-p.ready:
+			if c.err != nil {
+				last = c.err
+				continue
+			}
+			select {
+			case <-c.gone:
+				last = fmt.Errorf("a waiting launcher died: %s", c.dismiss())
+				continue
+			default:
+				return c.launcher, nil
+			}
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a launcher: %w", ctx.Err())
+		}
+	}
+	return nil, fmt.Errorf("no launcher: %w: %w", last, errdefs.ErrUnavailable)
+}
+
+// launcher is one process of berth-launch.
+type launcher struct {
+	proc *process
+	conn *net.UnixConn
+	tail *tail
+	// gone is closed when the process has ended. Its children are the keeper's from then on.
+	gone chan struct{}
+}
+
+// start starts a launcher: a session of its own, nothing of the keeper's environment, and no descriptors but a null
+// stdin, its complaints, and its end of a socket.
+func (p *pool) start() (*launcher, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer errW.Close()
+	conn, theirs, err := socketpair()
+	if err != nil {
+		errR.Close()
+		return nil, err
+	}
+	defer theirs.Close()
+
+	pidfd := -1
+	path := fmt.Sprintf("/proc/self/fd/%d", p.binary.Fd())
+	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
+	pid, _, err := syscall.StartProcess(path, []string{"berth-launch"}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Files: []uintptr{null.Fd(), null.Fd(), errW.Fd(), theirs.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	})
+	if err == nil && pidfd < 0 {
+		err = errors.New("this kernel gives no pidfd")
+	}
+	var proc *process
+	if err == nil {
+		started, _ := readProcess(pid) // zero if it is dead already; then nobody needs it
+		proc, err = newProcess(keeper.Process{Pid: pid, StartTime: started.StartTime}, pidfd, true)
+	}
+	if err != nil {
+		errR.Close()
+		conn.Close()
+		return nil, fmt.Errorf("start a launcher: %w", err)
+	}
+	l := &launcher{proc: proc, conn: conn, tail: newTail(errR), gone: make(chan struct{})}
+	go func() {
+		if err := proc.wait(); err != nil {
+			p.log.Error("wait for a launcher, taken for dead", "pid", pid, "error", err)
+		}
+		p.reaper.take(pid)
+		proc.pidfd.Close()
+		close(l.gone)
+	}()
+	return l, nil
+}
+
+// do hands the job to l and waits for the answer, and for the end of l. At the end of ctx it kills l. The pidfd of a
+// create or an exec is the caller's. A job that failed is a *LaunchError.
+func (l *launcher) do(ctx context.Context, job keeper.Job, files ...*os.File) (keeper.JobResult, *os.File, error) {
+	defer context.AfterFunc(ctx, func() {
+		l.kill()
+		l.conn.SetDeadline(time.Unix(1, 0))
+	})()
+	var result keeper.JobResult
+	err := wire.Write(l.conn, job, files...)
+	var back []*os.File
+	if err == nil {
+		back, err = wire.Read(l.conn, &result)
+	}
+	switch {
+	case ctx.Err() != nil && err != nil:
+		err = fmt.Errorf("%s job: %w", job.Kind, ctx.Err())
+	case err != nil:
+		l.kill() // it has closed its socket, or says what nobody understands
+		err = &keeper.LaunchError{Failure: keeper.FailureSetup, Message: fmt.Sprintf("the launcher gave no answer: %v", err)}
+	case result.Error != "":
+		err = &keeper.LaunchError{Failure: cmp.Or(result.Failure, keeper.FailureSetup), Message: result.Error}
+	}
+	if err != nil {
+		wire.CloseAll(back)
+		complaint := l.dismiss()
+		var launch *keeper.LaunchError
+		if complaint != "" && result.Error == "" && errors.As(err, &launch) {
+			launch.Message += ": " + complaint
+		}
+		return keeper.JobResult{}, nil, err
+	}
+	var pidfd *os.File
+	if len(back) > 0 {
+		pidfd = back[0]
+		wire.CloseAll(back[1:])
+	}
+	return result, pidfd, nil
+}
+
+// kill does nothing if l has ended.
+func (l *launcher) kill() { _ = l.proc.signal(int(unix.SIGKILL)) }
+
+// dismiss ends a launcher that has no job any more: it goes by itself when its socket is closed, or is killed. It
+// returns what l complained of last, and when l has ended or is stuck in the kernel.
+func (l *launcher) dismiss() string {
+	l.conn.Close()
+	over := time.NewTimer(killGrace)
+	defer over.Stop()
+	select {
+	case <-l.gone:
+	case <-over.C:
+		l.kill()
+	}
+	return l.tail.stop()
+}
+
+// release lets a launcher that has done its job end by itself.
+func (l *launcher) release() {
+	l.conn.Close()
+	<-l.gone
+	l.tail.stop()
+}
+
+// socketpair makes a socket to a child: our end and theirs.
+func socketpair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socketpair")
+	ours := os.NewFile(uintptr(fds[0]), "socketpair")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// tail keeps the last words that a launcher writes to its stderr: a Go panic, or an error of the C code in it.
+type tail struct {
+	r    *os.File
+	done chan struct{}
+
+	mu   sync.Mutex
+	text []byte
+}
+
+// tailLength bounds a tail, in bytes.
+const tailLength = 4 << 10
+
+func newTail(r *os.File) *tail {
+	t := &tail{r: r, done: make(chan struct{})}
+	go t.read()
+	return t
+}
+
+func (t *tail) read() {
+	defer close(t.done)
+	buf := make([]byte, 512)
+	for {
+		n, err := t.r.Read(buf)
+		t.mu.Lock()
+		t.text = append(t.text, buf[:n]...)
+		if over := len(t.text) - tailLength; over > 0 {
+			t.text = t.text[over:]
+		}
+		t.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// stop ends the reading and returns the text. A process that the launcher left behind may hold the pipe, so it does not
+// wait for its end for long.
+func (t *tail) stop() string {
+	t.r.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	<-t.done
+	t.r.Close()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.text))
+}

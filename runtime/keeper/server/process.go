@@ -1,0 +1,159 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
+)
+
+// reapGrace is how long the parent of an adopted process may take to reap it. Only then the kernel tells the exit code.
+const reapGrace = 2 * time.Second
+
+// process is a process that the keeper watches.
+type process struct {
+	keeper.Process
+	// pidfd is non-blocking, so that Go's poller waits for it.
+	pidfd *os.File
+	// child says that it is, or will be when its launcher is gone, a child of this keeper.
+	child bool
+}
+
+// newProcess takes over the descriptor fd.
+func newProcess(p keeper.Process, fd int, child bool) (*process, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("pidfd of %d: %w", p.Pid, err)
+	}
+	return &process{Process: p, pidfd: os.NewFile(uintptr(fd), "pidfd"), child: child}, nil
+}
+
+// openProcess finds a process that runs already. It is of class ErrNotFound if it is gone or its number is another's.
+func openProcess(p keeper.Process) (*process, error) {
+	fd, err := unix.PidfdOpen(p.Pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w: %w", p.Pid, err, errdefs.ErrNotFound)
+	}
+	// Looked at after the pidfd was opened: if it is the same process now, the pidfd is of this one.
+	now, err := readProcess(p.Pid)
+	if err != nil || now != p {
+		unix.Close(fd)
+		return nil, fmt.Errorf("process %d with start time %d: %w", p.Pid, p.StartTime, errdefs.ErrNotFound)
+	}
+	return newProcess(p, fd, false)
+}
+
+// wait returns when the process has ended; it may be a zombie still.
+func (p *process) wait() error {
+	return p.poll(unix.POLLIN)
+}
+
+func (p *process) poll(events int16) error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		return err == nil && n > 0 && poll[0].Revents&events != 0
+	})
+}
+
+// signal sends sig; class ErrNotFound if the process has ended.
+func (p *process) signal(sig int) error {
+	return control(p.pidfd, func(fd int) error {
+		err := unix.PidfdSendSignal(fd, unix.Signal(sig), nil, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("process %d has ended: %w", p.Pid, errdefs.ErrNotFound)
+		}
+		return os.NewSyscallError("pidfd_send_signal", err)
+	})
+}
+
+// status returns how the process ended, after wait and, for a child, after its launcher has gone. False if nobody knows.
+func (p *process) status(r *reaper) (unix.WaitStatus, bool) {
+	if p.child {
+		if status, ok := r.take(p.Pid); ok {
+			return status, true
+		}
+	}
+	return p.reapedStatus()
+}
+
+// reapedStatus asks the pidfd. Kernels before 6.15 do not know.
+func (p *process) reapedStatus() (unix.WaitStatus, bool) {
+	if status, ok, err := p.exitInfo(); ok || err != nil {
+		return status, ok
+	}
+	// Not reaped yet. The pidfd says so with POLLHUP.
+	p.pidfd.SetReadDeadline(time.Now().Add(reapGrace))
+	defer p.pidfd.SetReadDeadline(time.Time{})
+	if err := p.poll(unix.POLLHUP); err != nil {
+		return 0, false
+	}
+	status, ok, _ := p.exitInfo()
+	return status, ok
+}
+
+func (p *process) exitInfo() (status unix.WaitStatus, ok bool, err error) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	err = control(p.pidfd, func(fd int) error { return unix.IoctlPidfdInfo(fd, &info) })
+	ok = err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0
+	return unix.WaitStatus(info.Exit_code), ok, err
+}
+
+// exitOf puts a status into the words of the protocol.
+func exitOf(ref keeper.Ref, status unix.WaitStatus, known bool, at time.Time) keeper.Exit {
+	e := keeper.Exit{ID: ref.ID, ExecID: ref.ExecID, At: at}
+	switch {
+	case !known:
+		e.Code, e.Unknown = keeper.UnknownExitCode, true
+	case status.Signaled():
+		e.Signal = int(status.Signal())
+		e.Code = 128 + e.Signal
+	default:
+		e.Code = status.ExitStatus()
+	}
+	return e
+}
+
+// readProcess reads a process' start time, which together with pid names it.
+func readProcess(pid int) (keeper.Process, error) {
+	stat, err := procfs.ReadStat(pid)
+	if err != nil {
+		return keeper.Process{}, err
+	}
+	return keeper.Process{Pid: pid, StartTime: stat.StartTime}, nil
+}
+
+// control runs f with the descriptor of file, which cannot be closed meanwhile.
+func control(file *os.File, f func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
+}
+
+// duplicate returns a second descriptor of file.
+func duplicate(file *os.File) (*os.File, error) {
+	fd := -1
+	err := control(file, func(old int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", file.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
+}
