@@ -38,6 +38,9 @@ const (
 // faster, only hold threads and starve the others who want it.
 const setUpsAtOnce = 3
 
+// netlinkLimit bounds each wait for the kernel's answer: it comes at once, unless RTNL is stuck.
+const netlinkLimit = 30 * time.Second
+
 // statusLimit bounds the repair in Status.
 const statusLimit = 30 * time.Second
 
@@ -102,6 +105,10 @@ func NewBuiltin(cfg BuiltinConfig) (*Builtin, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	if err := h.SetSocketTimeout(netlinkLimit); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("bound netlink calls: %w", err)
 	}
 	b := &Builtin{
 		dir: dir, mtu: cfg.MTU, ipv6: ipv6Enabled(), log: cfg.Log, h: h,

@@ -3,10 +3,12 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -146,7 +148,7 @@ func testConnections(t *testing.T, w hostWorld, b *Builtin, localhost6 bool) {
 }
 
 func TestBuiltinGuardsLocalhost(t *testing.T) {
-	w := newWorld(t)
+	newWorld(t)
 	b := newBuiltin(t, t.TempDir())
 	client, _ := pod(t, b, Request{SandboxID: "client"})
 	serve(t, "", "127.0.0.1:9000")
@@ -158,7 +160,6 @@ func TestBuiltinGuardsLocalhost(t *testing.T) {
 	if seen, err := ask(client.NetNS, "127.0.0.1:9000"); err == nil {
 		t.Errorf("a pod reached the host's 127.0.0.1 as %s", seen)
 	}
-	_ = w
 	detachAll(t, b, client)
 }
 
@@ -295,6 +296,14 @@ func TestBuiltinRestart(t *testing.T) {
 		t.Error("a lost lease was not taken from the sandbox itself")
 	}
 	mustReach("after the leases were lost")
+	mustRun(t, "ip", "addr", "add", "10.1.2.3/24", "dev", b.subnets[0].Bridge)
+	if err := b.mend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustRun(t, "ip", "-4", "-br", "addr", "show", "dev", b.subnets[0].Bridge); strings.Contains(out, "10.1.2.3") {
+		t.Errorf("the bridge kept an address of earlier ranges: %s", out)
+	}
+	mustReach("after the bridge was mended")
 	if err := b.Teardown(t.Context()); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("Teardown with sandboxes attached: %v", err)
 	}
@@ -305,7 +314,7 @@ func TestBuiltinNodesSideBySide(t *testing.T) {
 	newWorld(t)
 	before := hostState(t)
 	a, b := newBuiltin(t, t.TempDir()), newBuiltin(t, t.TempDir())
-	onA, resA := pod(t, a, Request{SandboxID: "a"})
+	onA, _ := pod(t, a, Request{SandboxID: "a"})
 	onB, resB := pod(t, b, Request{SandboxID: "b"})
 	serve(t, onB.NetNS, ":80")
 	if a.ranges.IPv4.Overlaps(b.ranges.IPv4) {
@@ -318,11 +327,88 @@ func TestBuiltinNodesSideBySide(t *testing.T) {
 	if _, err := ask("", netip.AddrPortFrom(resB.IPs[0], 80).String()); err != nil {
 		t.Error(err)
 	}
-	_ = resA
 	detachAll(t, b, onB)
 	if after := hostState(t); after != before {
 		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 	}
+}
+
+func TestBuiltinSeveralBridges(t *testing.T) {
+	newWorld(t)
+	b := newBuiltin(t, t.TempDir())
+	first, firstRes := pod(t, b, Request{SandboxID: "first"})
+	for i := range maxPods - 1 {
+		if _, err := b.leases.acquire(fmt.Sprint("filler", i), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second, secondRes := pod(t, b, Request{SandboxID: "second", PortMappings: []PortMapping{{HostPort: 8080, ContainerPort: 80}}})
+	serve(t, second.NetNS, ":80")
+	for i, ip := range secondRes.IPs {
+		seen, err := ask(first.NetNS, netip.AddrPortFrom(ip, 80).String())
+		if err != nil || seen != firstRes.IPs[i] {
+			t.Errorf("from bridge to bridge: seen as %v, %v, want %v", seen, err, firstRes.IPs[i])
+		}
+	}
+	for _, to := range []string{"127.0.0.1:8080", hostIP4 + ":8080", "[" + hostIP6 + "]:8080"} {
+		if _, err := ask("", to); err != nil {
+			t.Errorf("host port on the second bridge: %v", err)
+		}
+	}
+	for i := range maxPods - 1 {
+		if err := b.leases.release(fmt.Sprint("filler", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	detachAll(t, b, first, second)
+	if out := mustRun(t, "ip", "-br", "link", "show", "type", "bridge"); out != "" {
+		t.Errorf("bridges left:\n%s", out)
+	}
+}
+
+func TestBuiltinConcurrentPods(t *testing.T) {
+	newWorld(t)
+	b := newBuiltin(t, t.TempDir())
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			id := fmt.Sprint("p", i)
+			req := Request{SandboxID: id, NetNS: "/run/netns/" + id, PortMappings: []PortMapping{{HostPort: int32(8000 + i), ContainerPort: 80}}}
+			if err := netns.New(req.NetNS); err != nil {
+				t.Error(err)
+				return
+			}
+			defer netns.Remove(req.NetNS)
+			res, err := b.Attach(context.Background(), req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if i%4 == 0 {
+				// Status mends while others attach and detach.
+				if _, err := run("nft", "flush", "ruleset"); err != nil {
+					t.Error(err)
+				}
+				if err := b.Status(); err != nil {
+					t.Error(err)
+				}
+			}
+			if len(res.IPs) != 2 {
+				t.Errorf("addresses %v", res.IPs)
+			}
+			if err := b.Detach(context.Background(), req); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if ports := b.ports.all(); len(ports) > 0 {
+		t.Errorf("ports left: %v", ports)
+	}
+	if err := b.mend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	detachAll(t, b)
 }
 
 func TestBuiltinFailedAttachLeavesNothing(t *testing.T) {

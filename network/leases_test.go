@@ -71,12 +71,12 @@ func TestLeasesSurviveARestart(t *testing.T) {
 		t.Errorf("a second lease: %v, want ErrAlreadyExists", err)
 	}
 	for name, content := range map[string]string{
-		"10.0.0.9":  "",                  // a crash between making and writing
-		"10.0.0.3":  `{"sandbox":"a"}`,   // the same sandbox twice
-		"10.0.0.0":  `{"sandbox":"net"}`, // not a pod's address
-		"10.0.0.1":  `{"sandbox":"gw"}`,
-		"10.9.0.5":  `{"sandbox":"other range"}`,
-		"junk":      "junk",
+		"10.0.0.9": "",                  // a crash between making and writing
+		"10.0.0.3": `{"sandbox":"a"}`,   // the same sandbox twice
+		"10.0.0.0": `{"sandbox":"net"}`, // not a pod's address
+		"10.0.0.1": `{"sandbox":"gw"}`,
+		"10.9.0.5": `{"sandbox":"other range"}`,
+		"junk":     "junk",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)

@@ -102,3 +102,8 @@ type Attacher interface {
 	// Close ends the watching of configuration. Attached sandboxes stay attached.
 	Close() error
 }
+
+var (
+	_ Attacher = (*CNI)(nil)
+	_ Attacher = (*Builtin)(nil)
+)

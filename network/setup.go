@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -94,6 +95,9 @@ func (b *Builtin) setUpBridge(s subnet) error {
 			return err
 		}
 	}
+	if err := dropOtherAddrs(b.h, link, addrs); err != nil {
+		return err
+	}
 	for _, addr := range addrs {
 		if err := addAddr(b.h, link, addr); err != nil {
 			return err
@@ -106,6 +110,28 @@ func (b *Builtin) setUpBridge(s subnet) error {
 		return nil
 	}
 	return routeLocalhost6(b.h, link)
+}
+
+// dropOtherAddrs removes from a bridge the addresses of earlier ranges, which it has when the state folder was lost.
+func dropOtherAddrs(h *netlink.Handle, bridge netlink.Link, wanted []netip.Prefix) error {
+	addrs, err := h.AddrList(bridge, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok || ip.IsLinkLocalUnicast() {
+			continue
+		}
+		bits, _ := a.Mask.Size()
+		if slices.Contains(wanted, netip.PrefixFrom(ip.Unmap(), bits)) {
+			continue
+		}
+		if err := h.AddrDel(bridge, &a); err != nil {
+			return fmt.Errorf("remove address %s: %w", a.IPNet, err)
+		}
+	}
+	return nil
 }
 
 // makeBridge makes a bridge and joins the pods to it that have leases in its subnet: none, unless somebody removed it.

@@ -85,6 +85,9 @@ func RemoveDir(dir string) error {
 		return err
 	}
 	delete(shared.mountID, dir)
+	if itself, err := boundOnItself(dir); err != nil || !itself {
+		return err // somebody mounted a file system there
+	}
 	// Detached, since the lock itself is an open file in this mount. EINVAL: nobody made dir a mount.
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmount %s: %w", dir, err)
@@ -93,6 +96,18 @@ func RemoveDir(dir string) error {
 		return err
 	}
 	return nil
+}
+
+// boundOnItself says whether dir is, if it is a mount, one of the file system that it lies in.
+func boundOnItself(dir string) (bool, error) {
+	var inside, above unix.Stat_t
+	if err := unix.Stat(dir, &inside); err != nil {
+		return false, err
+	}
+	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
+		return false, err
+	}
+	return inside.Dev == above.Dev, nil
 }
 
 // lockDir keeps other processes, `ip netns` included, from changing the mount of dir at the same time.
