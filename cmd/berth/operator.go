@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/berth-node/berth/internal/admin"
+	"github.com/berth-node/berth/runtime"
+	"github.com/berth-node/berth/runtime/image"
+)
+
+// backend is what the operator's door calls.
+func (n *node) backend(stop func()) admin.Backend {
+	return admin.Backend{
+		Images: func() []admin.Image {
+			out := []admin.Image{}
+			for _, img := range n.images.List() {
+				out = append(out, adminImage(img))
+			}
+			return out
+		},
+		Load:   n.loadImages,
+		Save:   func(ctx context.Context, to io.Writer, refs []string) error { return n.images.Save(ctx, to, refs...) },
+		Pull:   n.pullImage,
+		Remove: n.removeImage,
+		Status: n.status,
+		Drain:  n.drain,
+		Stop:   stop,
+	}
+}
+
+func adminImage(img image.Image) admin.Image {
+	return admin.Image{
+		ID: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned, Pulled: img.Pulled,
+	}
+}
+
+func (n *node) loadImages(ctx context.Context, archive io.Reader, name string) ([]admin.Image, error) {
+	images, err := n.images.Load(ctx, archive, image.LoadOptions{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	out := []admin.Image{}
+	for _, img := range images {
+		out = append(out, adminImage(img))
+	}
+	return out, nil
+}
+
+func (n *node) pullImage(ctx context.Context, ref string, creds admin.Credentials, tell func(string)) (admin.Image, error) {
+	var auth *image.Auth
+	if creds.Username != "" {
+		auth = &image.Auth{Username: creds.Username, Password: creds.Password}
+	}
+	img, err := n.images.Pull(ctx, ref, auth, image.PullOptions{Progress: func(p image.Progress) {
+		tell(fmt.Sprintf("%d of %d layers, %s of %s", p.LayersDone, p.Layers, humanSize(uint64(p.BytesDone)), humanSize(uint64(p.Bytes))))
+	}})
+	return adminImage(img), err
+}
+
+// removeImage differs from the CRI's removal in that an operator wants to know of a typing error.
+func (n *node) removeImage(ctx context.Context, ref string) error {
+	if _, err := n.images.Get(ref); err != nil {
+		return err
+	}
+	return n.images.Remove(ctx, ref)
+}
+
+func (n *node) status(ctx context.Context) admin.Status {
+	s := n.runtime.Status(ctx)
+	out := admin.Status{
+		Version: version, CgroupDriver: string(s.CgroupDriver), Limitations: s.Limitations, Damaged: s.Damaged,
+		Sandboxes:  len(n.runtime.Sandboxes(runtime.SandboxFilter{})),
+		Containers: len(n.runtime.Containers(runtime.ContainerFilter{})),
+	}
+	if s.Runtime != nil {
+		out.RuntimeError = s.Runtime.Error()
+	}
+	if s.Network != nil {
+		out.NetworkError = s.Network.Error()
+	}
+	for _, h := range s.Handlers {
+		name := h.Name
+		if name == "" {
+			name = "(default)"
+		}
+		out.Handlers = append(out.Handlers, name)
+	}
+	return out
+}
+
+// drain leaves nothing of berth on the node but its images and, as long as this process lives, its sockets.
+func (n *node) drain(ctx context.Context, grace time.Duration, tell func(string)) error {
+	if err := n.runtime.Drain(ctx, grace, tell); err != nil {
+		return err
+	}
+	if n.builtin != nil {
+		if err := n.builtin.Teardown(ctx); err != nil {
+			return fmt.Errorf("built-in network: %w", err)
+		}
+	}
+	if err := n.runtime.ShutdownKeeper(ctx); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(n.cfg.RunDir, "pause"))
+}

@@ -1,0 +1,69 @@
+// Package admin is the operator's door to the daemon: what the berth command needs and the CRI does not have, such as
+// loading an archive. It is HTTP with JSON on a unix socket that only the daemon's user can open.
+//
+//	GET    /v1/images             the images
+//	POST   /v1/images/load?name=  body: an archive; answers the images that were in it
+//	GET    /v1/images/save?ref=…  answers an archive
+//	POST   /v1/images/pull?ref=   body: credentials; answers lines of progress, the last one with the image
+//	DELETE /v1/images?ref=
+//	GET    /v1/status             what the daemon knows of its node
+//	POST   /v1/drain?grace=       removes all pods, then ends the daemon; answers lines of what it did
+//
+// An error is a JSON object {"error": "…"} with a status code of its class; in an answer of lines it is the last line.
+package admin
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// An Image is an image as the operator sees it.
+type Image struct {
+	ID          string    `json:"id"`
+	RepoTags    []string  `json:"repoTags,omitempty"`
+	RepoDigests []string  `json:"repoDigests,omitempty"`
+	Size        uint64    `json:"size"` // bytes
+	Pinned      bool      `json:"pinned,omitempty"`
+	Pulled      time.Time `json:"pulled"`
+}
+
+// Credentials are those for a registry; the zero value is anonymous.
+type Credentials struct {
+	Username string `json:"username,omitempty"`
+	Password string `json:"password,omitempty"`
+}
+
+// Progress is one line of a long answer. Image or Error make the last line.
+type Progress struct {
+	Text  string `json:"text,omitempty"`
+	Image *Image `json:"image,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// Status is what the daemon knows of its node.
+type Status struct {
+	Version      string   `json:"version"`
+	RuntimeError string   `json:"runtimeError,omitempty"`
+	NetworkError string   `json:"networkError,omitempty"`
+	CgroupDriver string   `json:"cgroupDriver"`
+	Handlers     []string `json:"handlers"`
+	Sandboxes    int      `json:"sandboxes"`
+	Containers   int      `json:"containers"`
+	// Limitations are what the node lacks; Damaged are records that were set aside.
+	Limitations []string `json:"limitations,omitempty"`
+	Damaged     []string `json:"damaged,omitempty"`
+}
+
+// A Backend does what the door asks for. All fields are required.
+type Backend struct {
+	Images func() []Image
+	Load   func(ctx context.Context, archive io.Reader, name string) ([]Image, error)
+	Save   func(ctx context.Context, to io.Writer, refs []string) error
+	Pull   func(ctx context.Context, ref string, creds Credentials, tell func(string)) (Image, error)
+	Remove func(ctx context.Context, ref string) error
+	Status func(ctx context.Context) Status
+	// Drain removes all pods; when it has returned nil, the answer is sent and then Stop is called.
+	Drain func(ctx context.Context, grace time.Duration, tell func(string)) error
+	Stop  func()
+}

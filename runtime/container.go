@@ -1,0 +1,275 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/runtime/spec"
+)
+
+// A container is a process with its children, in namespaces of its own and of its sandbox.
+//
+//	            CreateContainer            StartContainer            the kernel            release
+//	(nothing) ------------------> created ----------------> running ------------> exited ---------> exited, nothing
+//	                                 |                                              ^               left but records and
+//	                                 +----- killed, or its command cannot start ----+               the writable layer
+//
+// RemoveContainer leads from each of them to nothing.
+type container struct {
+	dir    string
+	record containerRecord
+	config *cri.ContainerConfig
+	// op serialises updating, checkpointing and removing.
+	op opLock
+	// life orders the start and the exit: an exit is not told before the start that it ends.
+	life sync.Mutex
+
+	mu    sync.Mutex
+	facts containerFacts
+	// signaled says that the stop signal was sent in this life of the daemon.
+	signaled bool
+	specMemo *specs.Spec
+
+	// exited is closed when FinishedAt is set, released when nothing is left but the records and the writable layer.
+	exited, released chan struct{}
+}
+
+func newContainer(dir string) *container {
+	return &container{
+		dir: dir, config: &cri.ContainerConfig{}, op: newOpLock(),
+		exited: make(chan struct{}), released: make(chan struct{}),
+	}
+}
+
+// update changes the facts whole, on disk first: nothing is believed that is not written.
+func (c *container) update(change func(*containerFacts)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	facts := c.facts
+	change(&facts)
+	if err := atomicfile.WriteJSON(filepath.Join(c.dir, factsFile), facts, 0o600); err != nil {
+		return err
+	}
+	c.facts = facts
+	return nil
+}
+
+func (c *container) factsNow() containerFacts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.facts
+}
+
+func (c *container) state() State { return c.factsNow().state() }
+
+func (c *container) id() string { return c.record.ID }
+
+// precondition is the error of a call that the container's state does not allow.
+func (c *container) precondition(call string) error {
+	return fmt.Errorf("%s container %s: it is %s: %w", call, c.id(), c.state(), errdefs.ErrFailedPrecondition)
+}
+
+// String returns the state as a person would say it.
+func (s State) String() string {
+	switch s {
+	case Created:
+		return "created"
+	case Running:
+		return "running"
+	case Exited:
+		return "exited"
+	default:
+		return "unknown"
+	}
+}
+
+func (r *Runtime) view(c *container) Container {
+	f := c.factsNow()
+	v := Container{
+		ID: c.id(), SandboxID: c.record.SandboxID, Config: c.config,
+		Image: ContainerImage{
+			ID: c.record.Image.ID, Ref: c.record.Image.Ref, UserSpecified: c.record.Image.UserSpecified, Spec: c.config.Image,
+		},
+		State: f.state(), CreatedAt: c.record.CreatedAt, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
+		ExitCode: f.ExitCode, Reason: f.Reason, Message: f.Message,
+		LogPath: c.record.LogPath, CgroupsPath: c.record.CgroupsPath,
+		StopSignal: spec.SignalToCRI(unix.Signal(c.record.StopSignal)), Bundle: r.paths.bundle(c.id()),
+		Resources: &cri.ContainerResources{Linux: &cri.LinuxContainerResources{}},
+	}
+	if sb := r.index.sandbox(c.record.SandboxID); sb != nil {
+		v.Handler = sb.record.Handler
+	}
+	if v.State == Created || v.State == Running {
+		v.Pid = f.Process.Pid
+	}
+	// What the daemon wrote itself it can read; a record damaged later leaves these out of the answer.
+	_ = unmarshalProto(f.Resources, v.Resources.Linux)
+	if len(f.User) > 0 {
+		v.User = &cri.ContainerUser{}
+		_ = unmarshalProto(f.User, v.User)
+	}
+	for _, data := range f.Mounts {
+		m := &cri.Mount{}
+		if unmarshalProto(data, m) == nil {
+			v.Mounts = append(v.Mounts, m)
+		}
+	}
+	return v
+}
+
+// Container returns the container of this ID, or of the only ID that begins so.
+func (r *Runtime) Container(_ context.Context, id string) (Container, error) {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return Container{}, err
+	}
+	return r.view(c), nil
+}
+
+// CheckRunning returns the container if a process can be started in it or attached to it.
+func (r *Runtime) CheckRunning(_ context.Context, id string) (Container, error) {
+	c, err := r.running(id, "enter")
+	if err != nil {
+		return Container{}, err
+	}
+	return r.view(c), nil
+}
+
+func (r *Runtime) running(id, call string) (*container, error) {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	if c.state() != Running {
+		return nil, c.precondition(call)
+	}
+	return c, nil
+}
+
+// Containers returns the containers that fit, newest first.
+func (r *Runtime) Containers(f ContainerFilter) []Container {
+	var out []Container
+	for _, c := range r.selected(f) {
+		out = append(out, r.view(c))
+	}
+	return out
+}
+
+// selected returns the containers that fit, newest first.
+func (r *Runtime) selected(f ContainerFilter) []*container {
+	candidates := r.index.allContainers()
+	if f.ID != "" {
+		c, err := r.index.findContainer(f.ID)
+		if err != nil {
+			return nil
+		}
+		candidates = []*container{c}
+	}
+	if f.SandboxID != "" {
+		sb, err := r.index.findSandbox(f.SandboxID)
+		if err != nil {
+			return nil
+		}
+		candidates = slices.DeleteFunc(candidates, func(c *container) bool { return c.record.SandboxID != sb.record.ID })
+	}
+	candidates = slices.DeleteFunc(candidates, func(c *container) bool {
+		return f.State != nil && c.state() != *f.State || !hasLabels(c.config.Labels, f.Labels)
+	})
+	slices.SortFunc(candidates, func(a, b *container) int { return b.record.CreatedAt.Compare(a.record.CreatedAt) })
+	return candidates
+}
+
+// StartContainer lets the container's init run its command.
+func (r *Runtime) StartContainer(ctx context.Context, id string) error {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return joinErr(ctx, r, "start "+c.id(), func() error {
+		ctx, cancel := r.detached(createLimit)
+		defer cancel()
+		return r.startContainer(ctx, c)
+	})
+}
+
+func (r *Runtime) startContainer(ctx context.Context, c *container) error {
+	sb := r.index.sandbox(c.record.SandboxID)
+	if sb == nil || !sb.ready() {
+		return fmt.Errorf("start container %s: its sandbox is not ready: %w", c.id(), errdefs.ErrFailedPrecondition)
+	}
+	if c.state() != Created {
+		return c.precondition("start")
+	}
+	if err := r.cfg.NRI.StartContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
+		c.life.Lock()
+		defer c.life.Unlock()
+		return r.failStart(c, fmt.Errorf("NRI plugin refused it: %w", err))
+	}
+	if err := r.openFifo(ctx, c); err != nil {
+		return err
+	}
+	if err := r.cfg.NRI.PostStartContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
+		r.log.Warn("NRI plugin failed after the start of a container, ignoring", "container", c.id(), "err", err)
+	}
+	return nil
+}
+
+// openFifo lets init go on. It holds life, so that the exit of a short command is told after its start.
+func (r *Runtime) openFifo(ctx context.Context, c *container) error {
+	c.life.Lock()
+	defer c.life.Unlock()
+	f := c.factsNow()
+	if f.state() != Created {
+		return c.precondition("start")
+	}
+	if f.CommandError != "" {
+		return r.failStart(c, fmt.Errorf("%s", f.CommandError))
+	}
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return err
+	}
+	if err := k.Start(ctx, c.id()); err != nil {
+		return r.failStart(c, err)
+	}
+	now := time.Now()
+	if err := c.update(func(f *containerFacts) { f.StartedAt = now }); err != nil {
+		return err
+	}
+	r.announce(EventStarted, c.record.SandboxID, c.id(), now)
+	return nil
+}
+
+// startErrorCode is the exit code of a container that could not be started, as other runtimes have it.
+const startErrorCode = 128
+
+// failStart makes the container exited with the reason StartError, and returns the error for the caller. It needs
+// c.life.
+func (r *Runtime) failStart(c *container, cause error) error {
+	if c.state() != Exited {
+		now := time.Now()
+		err := c.update(func(f *containerFacts) {
+			f.FinishedAt, f.ExitCode, f.Reason, f.Message = now, startErrorCode, "StartError", cause.Error()
+		})
+		if err == nil {
+			r.ended(c, now)
+		}
+	}
+	return fmt.Errorf("start container %s: %w", c.id(), cause)
+}
+
+// process returns init as long as it may live.
+func (f containerFacts) process() (procfs.Process, bool) {
+	return f.Process, f.Process.Pid != 0 && f.FinishedAt.IsZero()
+}

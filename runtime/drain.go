@@ -1,0 +1,66 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// Drain lets no new pod in and removes those that are there: each container has grace to end. It tells of each pod that
+// is gone. After an error pods may be left; Drain may be called again.
+func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(string)) error {
+	r.draining.Store(true)
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed error
+	)
+	for _, sb := range r.index.allSandboxes() {
+		wg.Go(func() {
+			err := r.drainSandbox(ctx, sb, grace)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = errors.Join(failed, err)
+				return
+			}
+			tell(fmt.Sprintf("removed pod %s/%s", sb.config.Metadata.Namespace, sb.config.Metadata.Name))
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+func (r *Runtime) drainSandbox(ctx context.Context, sb *sandbox, grace time.Duration) error {
+	var wg sync.WaitGroup
+	for _, c := range r.index.containersOf(sb.record.ID) {
+		wg.Go(func() {
+			// What does not end is killed by the removal.
+			_ = r.StopContainer(ctx, c.id(), grace)
+		})
+	}
+	wg.Wait()
+	return r.RemoveSandbox(ctx, sb.record.ID)
+}
+
+// ShutdownKeeper ends the keeper, and with it this Runtime's use: only Close may follow. It is refused while anything
+// runs.
+func (r *Runtime) ShutdownKeeper(ctx context.Context) error {
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return err
+	}
+	r.cancel() // the end of the keeper is no reason to start another
+	return k.Shutdown(ctx)
+}
+
+func (r *Runtime) refuseWhileDraining() error {
+	if r.draining.Load() {
+		return fmt.Errorf("the node is being drained: %w", errdefs.ErrUnavailable)
+	}
+	return nil
+}

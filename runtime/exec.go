@@ -1,0 +1,362 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/keeper"
+	"github.com/berth-node/berth/runtime/spec"
+)
+
+// execTable holds those who wait for the exit of an exec.
+type execTable struct {
+	mu      sync.Mutex
+	waiting map[string]chan keeper.Exit
+}
+
+func (t *execTable) await(id string) <-chan keeper.Exit {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waiting == nil {
+		t.waiting = map[string]chan keeper.Exit{}
+	}
+	ch := make(chan keeper.Exit, 1)
+	t.waiting[id] = ch
+	return ch
+}
+
+func (t *execTable) forget(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.waiting, id)
+}
+
+func (t *execTable) exited(e keeper.Exit) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ch := t.waiting[e.ExecID]; ch != nil {
+		ch <- e // has room for the one exit there is
+		delete(t.waiting, e.ExecID)
+	}
+}
+
+// lost ends all waiting: a keeper that is gone reports nothing any more.
+func (t *execTable) lost() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, ch := range t.waiting {
+		ch <- keeper.Exit{ExecID: id, Unknown: true, Code: keeper.UnknownExitCode, At: time.Now()}
+		delete(t.waiting, id)
+	}
+}
+
+// An execution is a further process in a container, in a cgroup of its own: its end can take all its children with it.
+type execution struct {
+	r       *Runtime
+	id      string
+	c       *container
+	group   *cgroups.Group
+	exit    <-chan keeper.Exit
+	console *os.File // with a terminal
+}
+
+// execIO are the process's ends of its streams; nil is /dev/null.
+type execIO struct{ stdin, stdout, stderr *os.File }
+
+// startExec starts a process in a running container. The caller calls wait or kill, then done.
+func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, terminal bool, stdio execIO) (*execution, error) {
+	s, err := r.specOf(c)
+	if err != nil {
+		return nil, err
+	}
+	process, err := json.Marshal(spec.ExecProcess(s, cmd, terminal))
+	if err != nil {
+		return nil, err
+	}
+	parent, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+	if err != nil {
+		return nil, err
+	}
+	id := newID()[:32]
+	x := &execution{r: r, id: id, c: c, group: parent.Sub(execCgroup + id)}
+	if err := x.group.Create(); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id(), err)
+	}
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return nil, errors.Join(err, x.removeGroup())
+	}
+	x.exit = r.execs.await(id)
+	_, x.console, err = k.Exec(ctx, keeper.ExecRequest{
+		ContainerID: c.id(), ExecID: id, Process: process, Terminal: terminal,
+		SubCgroups: parent.SubPaths(execCgroup + id),
+		Stdin:      stdio.stdin, Stdout: stdio.stdout, Stderr: stdio.stderr,
+	})
+	if err != nil {
+		r.execs.forget(id)
+		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.removeGroup())
+	}
+	return x, nil
+}
+
+// execCgroup is the prefix of the cgroups of execs, below their container's.
+const execCgroup = "exec-"
+
+// kill ends the process and all its children at once.
+func (x *execution) kill() {
+	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
+	defer cancel()
+	if err := x.group.Kill(ctx); err != nil {
+		x.r.log.Error("exec could not be killed", "container", x.c.id(), "exec", x.id, "err", err)
+	}
+}
+
+// wait returns how the process ended. At the end of ctx it kills it with all its children and returns ctx.Err().
+func (x *execution) wait(ctx context.Context) (keeper.Exit, error) {
+	select {
+	case e := <-x.exit:
+		return e, nil
+	case <-ctx.Done():
+		x.kill()
+		x.r.execs.forget(x.id)
+		return keeper.Exit{}, ctx.Err()
+	}
+}
+
+// done removes the cgroup, unless the process left children behind in it: these live as long as the container does.
+func (x *execution) done() {
+	if x.console != nil {
+		x.console.Close()
+	}
+	if err := x.removeGroup(); err != nil {
+		x.r.log.Warn("cgroup of an exec could not be removed, ignoring", "container", x.c.id(), "exec", x.id, "err", err)
+	}
+}
+
+func (x *execution) removeGroup() error {
+	if pids, err := x.group.Pids(); err == nil && len(pids) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
+	defer cancel()
+	return x.group.Remove(ctx)
+}
+
+// ExecSync runs a command in a container and returns what it printed. After timeout (0: none) the command is killed with
+// all its children, and the error is context.DeadlineExceeded.
+func (r *Runtime) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (ExecResult, error) {
+	c, err := r.running(id, "exec in")
+	if err != nil {
+		return ExecResult{}, err
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("command %q timed out after %s: %w", cmd, timeout, context.DeadlineExceeded))
+		defer cancel()
+	}
+	stdout, err := newCapture(r.cfg.MaxExecOutput)
+	if err != nil {
+		return ExecResult{}, err
+	}
+	defer stdout.close()
+	stderr, err := newCapture(r.cfg.MaxExecOutput)
+	if err != nil {
+		return ExecResult{}, err
+	}
+	defer stderr.close()
+	x, err := r.startExec(ctx, c, cmd, false, execIO{stdout: stdout.w, stderr: stderr.w})
+	stdout.closeWrite()
+	stderr.closeWrite()
+	if err != nil {
+		return ExecResult{}, err
+	}
+	defer x.done()
+	exit, err := x.wait(ctx)
+	if err != nil {
+		return ExecResult{}, context.Cause(ctx)
+	}
+	if exit.Unknown {
+		return ExecResult{}, fmt.Errorf("exec in container %s: the keeper was lost: %w", c.id(), errdefs.ErrUnavailable)
+	}
+	// A child that was left behind may hold the pipes for ever: what the command itself wrote is there already.
+	drain := time.Now().Add(r.cfg.ExecDrain)
+	return ExecResult{Stdout: stdout.finish(drain), Stderr: stderr.finish(drain), ExitCode: int32(exit.Code)}, nil
+}
+
+// A capture keeps the first bytes written to a pipe and discards the rest.
+type capture struct {
+	r, w *os.File
+	done chan struct{}
+	mu   sync.Mutex
+	buf  bytes.Buffer
+}
+
+func newCapture(limit int) (*capture, error) {
+	r, w, err := outputPipe()
+	if err != nil {
+		return nil, err
+	}
+	c := &capture{r: r, w: w, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		_, _ = io.Copy(&capped{c, limit}, r) // ends with the pipe, or with finish
+	}()
+	return c, nil
+}
+
+type capped struct {
+	c     *capture
+	limit int
+}
+
+func (w *capped) Write(p []byte) (int, error) {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	w.c.buf.Write(p[:min(len(p), w.limit-w.c.buf.Len())])
+	return len(p), nil
+}
+
+func (c *capture) closeWrite() { c.w.Close() }
+
+// finish returns what came until all writers have closed, or the deadline.
+func (c *capture) finish(deadline time.Time) []byte {
+	_ = c.r.SetReadDeadline(deadline) // a pipe always has one
+	<-c.done
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Clone(c.buf.Bytes())
+}
+
+func (c *capture) close() {
+	c.r.Close()
+	c.w.Close()
+}
+
+// Exec runs a command in a container, connected to a client, and returns its exit code when its output is passed on. If
+// ctx ends first, the command is killed with its children.
+func (r *Runtime) Exec(ctx context.Context, id string, cmd []string, s Streams) (int32, error) {
+	c, err := r.running(id, "exec in")
+	if err != nil {
+		return 0, err
+	}
+	if s.Terminal {
+		return r.execTerminal(ctx, c, cmd, s)
+	}
+	pipes, err := newPipes(s)
+	if err != nil {
+		return 0, err
+	}
+	defer pipes.close()
+	x, err := r.startExec(ctx, c, cmd, false, pipes.theirs)
+	pipes.closeTheirs()
+	if err != nil {
+		return 0, err
+	}
+	defer x.done()
+	pipes.pump(s)
+	exit, err := x.wait(ctx)
+	if err != nil {
+		return 0, err
+	}
+	pipes.drain(time.Now().Add(r.cfg.ExecDrain))
+	return exitOf(c, exit)
+}
+
+func exitOf(c *container, exit keeper.Exit) (int32, error) {
+	if exit.Unknown {
+		return 0, fmt.Errorf("exec in container %s: the keeper was lost: %w", c.id(), errdefs.ErrUnavailable)
+	}
+	return int32(exit.Code), nil
+}
+
+func (r *Runtime) execTerminal(ctx context.Context, c *container, cmd []string, s Streams) (int32, error) {
+	x, err := r.startExec(ctx, c, cmd, true, execIO{})
+	if err != nil {
+		return 0, err
+	}
+	defer x.done()
+	if err := x.pollConsole(); err != nil {
+		return 0, err
+	}
+	stop := resizeLoop(s.Resize, func(size Size) error { return setSize(x.console, size) })
+	defer stop()
+	if s.Stdin != nil {
+		go func() { _, _ = io.Copy(x.console, s.Stdin) }() // ends with the client's stream or with the terminal
+	}
+	output := make(chan struct{})
+	go func() {
+		defer close(output)
+		if s.Stdout != nil {
+			_, _ = io.Copy(s.Stdout, x.console) // a terminal ends with EIO when the last process has closed it
+		}
+	}()
+	exit, err := x.wait(ctx)
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-output:
+	case <-time.After(r.cfg.ExecDrain): // a child left behind holds the terminal
+	}
+	return exitOf(c, exit)
+}
+
+// pollConsole makes reading the terminal a matter of the poller: done can then end a read that nothing else would end.
+func (x *execution) pollConsole() error {
+	if x.console == nil {
+		return fmt.Errorf("exec in container %s: no terminal came", x.c.id())
+	}
+	fd, err := unix.FcntlInt(x.console.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("terminal: %w", err)
+	}
+	x.console.Close()
+	x.console = os.NewFile(uintptr(fd), "terminal")
+	return nil
+}
+
+func setSize(console *os.File, size Size) error {
+	raw, err := console.SyscallConn() // not Fd, which would make reads block again
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
+	})
+	return errors.Join(err, set)
+}
+
+// resizeLoop passes on sizes until they end or stop is called.
+func resizeLoop(sizes <-chan Size, set func(Size) error) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case size, ok := <-sizes:
+				if !ok {
+					return
+				}
+				_ = set(size) // the process may just have ended
+			case <-done:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(done) })
+}

@@ -1,0 +1,173 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/runtime/keeper"
+)
+
+// Exits come from the keeper and through here alone: nothing else sets FinishedAt of a container that ran.
+
+// exitUnknown is the exit code of a container of whose end nothing is known.
+const exitUnknown = 255
+
+// exitWaiters are those who wait for the exit of something that is not a container in the index.
+type exitWaiters struct {
+	mu      sync.Mutex
+	waiting map[string]chan struct{}
+}
+
+// await returns a channel that is closed at the next exit of id.
+func (w *exitWaiters) await(id string) <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting == nil {
+		w.waiting = map[string]chan struct{}{}
+	}
+	ch := w.waiting[id]
+	if ch == nil {
+		ch = make(chan struct{})
+		w.waiting[id] = ch
+	}
+	return ch
+}
+
+func (w *exitWaiters) tell(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ch := w.waiting[id]; ch != nil {
+		close(ch)
+		delete(w.waiting, id)
+	}
+}
+
+// onExit takes one exit that the keeper reports; when it returns the exit is on record.
+func (r *Runtime) onExit(e keeper.Exit) {
+	defer r.exits.tell(e.ID)
+	switch {
+	case e.ExecID != "":
+		r.execs.exited(e)
+	case r.index.anyContainer(e.ID) != nil:
+		r.finish(r.index.anyContainer(e.ID), e)
+	case r.index.sandbox(e.ID) != nil:
+		r.pauseExited(r.index.sandbox(e.ID), e.At)
+	}
+}
+
+// finish records the end of a container.
+func (r *Runtime) finish(c *container, e keeper.Exit) {
+	c.life.Lock()
+	defer c.life.Unlock()
+	if c.state() == Exited {
+		return
+	}
+	code, reason, message := int32(e.Code), "Completed", ""
+	switch {
+	case e.Unknown:
+		code, reason, message = exitUnknown, "Unknown", "the container ended while nobody could see how"
+	case r.oomKilled(c):
+		reason = "OOMKilled"
+	case code != 0:
+		reason = "Error"
+	}
+	err := c.update(func(f *containerFacts) {
+		f.FinishedAt, f.ExitCode, f.Reason, f.Message = e.At, code, reason, message
+	})
+	if err != nil {
+		// Without room for the record the exit is still true, and the keeper has it for the next daemon.
+		r.log.Error("exit could not be recorded", "container", c.id(), "err", err)
+		c.mu.Lock()
+		c.facts.FinishedAt, c.facts.ExitCode, c.facts.Reason, c.facts.Message = e.At, code, reason, message
+		c.mu.Unlock()
+	}
+	r.ended(c, e.At)
+}
+
+// ended tells everybody that the container has exited and begins to clear up after it.
+func (r *Runtime) ended(c *container, at time.Time) {
+	close(c.exited)
+	r.announce(EventStopped, c.record.SandboxID, c.id(), at)
+	r.background(func() { r.release(c) })
+}
+
+// oomKilled asks the cgroup, which is still there, whether the kernel killed anything in it for want of memory.
+func (r *Runtime) oomKilled(c *container) bool {
+	if r.oom.Killed(c.id()) {
+		return true
+	}
+	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+	if err != nil {
+		return false
+	}
+	kills, err := group.OOMKills()
+	return err == nil && kills > 0
+}
+
+// watchOOM has the kernel's word on a lack of memory noted as it comes: with the systemd driver the cgroup, and the count
+// in it, is gone with the last process.
+func (r *Runtime) watchOOM(c *container) {
+	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+	if err == nil {
+		err = r.oom.Add(c.id(), group)
+	}
+	if err != nil {
+		r.log.Warn("a container's lack of memory may go unnoticed, ignoring", "container", c.id(), "err", err)
+	}
+}
+
+// pauseExited takes a pod whose shared PID namespace has ended, and all its containers with it, out of service.
+func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
+	err := sb.update(func(f *sandboxFacts) {
+		f.Pause = procfs.Process{}
+		if f.StoppedAt.IsZero() {
+			f.StoppedAt = at
+		}
+	})
+	if err != nil {
+		r.log.Error("end of a pause process could not be recorded", "sandbox", sb.record.ID, "err", err)
+	}
+}
+
+// lost records the end of a container that the keeper does not know, at a time when nobody can tell how it ended.
+func (r *Runtime) lost(c *container) {
+	r.finish(c, keeper.Exit{ID: c.id(), Unknown: true, At: time.Now()})
+}
+
+// release removes what is left of an exited container: processes that it left behind, its cgroup, its mounts.
+func (r *Runtime) release(c *container) {
+	ctx, cancel := r.detached(releaseLimit)
+	defer cancel()
+	r.tellStopped(ctx, c)
+	if err := r.dismantle(ctx, c.id(), c.record.CgroupsPath); err != nil {
+		if r.ctx.Err() == nil { // a daemon that stops leaves the rest to the next one
+			r.log.Error("exited container could not be cleared up; its removal will try again", "container", c.id(), "err", err)
+		}
+	} else if err := c.update(func(f *containerFacts) { f.Released = true }); err != nil {
+		r.log.Warn("release of a container could not be recorded, ignoring", "container", c.id(), "err", err)
+	}
+	r.oom.Remove(c.id())
+	close(c.released)
+}
+
+// tellStopped tells the plugins of the end of a container, and does what they want of others.
+func (r *Runtime) tellStopped(ctx context.Context, c *container) {
+	sb := r.index.sandbox(c.record.SandboxID)
+	if sb == nil {
+		return
+	}
+	updates, err := r.cfg.NRI.StopContainer(ctx, r.nriPod(sb), r.nriContainer(c))
+	if err == nil {
+		_, err = r.applyUpdates(ctx, updates)
+	}
+	if err != nil {
+		r.log.Warn("NRI plugin failed on the end of a container, ignoring", "container", c.id(), "err", err)
+	}
+}
+
+// isLiving reports whether err says that the keeper still has a living process of that name.
+func isLiving(err error) bool { return errors.Is(err, errdefs.ErrFailedPrecondition) }

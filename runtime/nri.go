@@ -1,0 +1,108 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/nri"
+)
+
+func (r *Runtime) nriPod(sb *sandbox) nri.Pod {
+	v := sb.view()
+	return nri.Pod{
+		ID: v.ID, Name: v.Config.Metadata.Name, Namespace: v.Config.Metadata.Namespace, UID: v.Config.Metadata.Uid,
+		Labels: v.Config.Labels, Annotations: v.Config.Annotations, RuntimeHandler: v.Handler,
+		CgroupParent: v.Config.GetLinux().GetCgroupParent(), NetNS: v.NetNS, Pid: v.PausePid, IPs: v.IPs,
+		Overhead: v.Config.GetLinux().GetOverhead(), Resources: v.Config.GetLinux().GetResources(),
+	}
+}
+
+func (r *Runtime) nriContainer(c *container) nri.Container {
+	f := c.factsNow()
+	out := nri.Container{
+		ID: c.id(), PodID: c.record.SandboxID, Name: c.config.Metadata.Name,
+		Labels: c.config.Labels, Annotations: c.config.Annotations, State: f.state().String(), Pid: f.Process.Pid,
+		CreatedAt: c.record.CreatedAt, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
+		ExitCode: f.ExitCode, Reason: f.Reason, Message: f.Message,
+	}
+	for _, d := range c.config.GetCDIDevices() {
+		out.CDIDevices = append(out.CDIDevices, d.GetName())
+	}
+	// Of a container that was cleared up the spec is gone; plugins then see the rest.
+	if s, err := r.specOf(c); err == nil {
+		out.Spec = s
+	}
+	return out
+}
+
+// adjust lets the plugins change the spec of a container in the making.
+func (r *Runtime) adjust(ctx context.Context, sb *sandbox, c *container, s *specs.Spec) (*specs.Spec, error) {
+	ctr := r.nriContainer(c)
+	ctr.Spec = s
+	adjusted, updates, err := r.cfg.NRI.CreateContainer(ctx, r.nriPod(sb), ctr)
+	if err != nil {
+		return nil, fmt.Errorf("NRI plugin refused it: %w", err)
+	}
+	if _, err := r.applyUpdates(ctx, updates); err != nil {
+		return nil, err
+	}
+	return adjusted, nil
+}
+
+// StartPlugins lets NRI plugins in. Before Recover has ended they would see a part of what there is.
+func (r *Runtime) StartPlugins() error {
+	return r.cfg.NRI.Start(nri.Callbacks{
+		List:   r.nriObjects,
+		Update: r.applyUpdates,
+		Evict: func(ctx context.Context, id, reason string) error {
+			r.log.Info("an NRI plugin evicts a container", "container", id, "reason", reason)
+			return r.StopContainer(ctx, id, 0)
+		},
+	})
+}
+
+func (r *Runtime) nriObjects() (pods []nri.Pod, containers []nri.Container) {
+	for _, sb := range r.index.allSandboxes() {
+		pods = append(pods, r.nriPod(sb))
+	}
+	for _, c := range r.index.allContainers() {
+		if c.state() != Exited {
+			containers = append(containers, r.nriContainer(c))
+		}
+	}
+	return pods, containers
+}
+
+// applyUpdates changes the limits of containers as plugins wish. One that is gone has no limits to change.
+func (r *Runtime) applyUpdates(ctx context.Context, updates []nri.Update) (failed []nri.Update, err error) {
+	for _, u := range updates {
+		e := r.applyUpdate(ctx, u)
+		if e == nil || errors.Is(e, errdefs.ErrNotFound) || errors.Is(e, fs.ErrNotExist) {
+			continue
+		}
+		failed = append(failed, u)
+		if u.IgnoreFailure {
+			r.log.Warn("update by an NRI plugin failed, ignoring", "container", u.ContainerID, "err", e)
+			continue
+		}
+		err = errors.Join(err, fmt.Errorf("NRI update of container %s: %w", u.ContainerID, e))
+	}
+	return failed, err
+}
+
+func (r *Runtime) applyUpdate(ctx context.Context, u nri.Update) error {
+	c, err := r.index.findContainer(u.ContainerID)
+	if err != nil {
+		return err
+	}
+	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+	if err != nil {
+		return err
+	}
+	return group.Set(ctx, u.Resources)
+}

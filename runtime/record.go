@@ -1,0 +1,225 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/procfs"
+)
+
+// recordVersion is that of the records on disk. A record of a newer version is set aside, not guessed at.
+const recordVersion = 1
+
+// anchors are what the teardown of a sandbox needs and what does not follow from its ID. They stand in the record and
+// in the facts, so that a sandbox one of whose files is damaged can still be taken down.
+type anchors struct {
+	// NetNS is the path of the network namespace; empty with host networking.
+	NetNS string `json:"netns,omitempty"`
+	// CgroupParent is the pod's cgroup as the CRI names it.
+	CgroupParent string `json:"cgroupParent,omitempty"`
+	// MadeParent says that the pod's cgroup did not exist before the sandbox: it goes with it.
+	MadeParent bool   `json:"madeParent,omitempty"`
+	Name       string `json:"name"`
+	Namespace  string `json:"namespace"`
+	UID        string `json:"uid"`
+}
+
+// sandboxRecord is what was asked: written once, before anything is made.
+type sandboxRecord struct {
+	Version   int       `json:"version"`
+	ID        string    `json:"id"`
+	Handler   string    `json:"handler,omitempty"`
+	Owner     string    `json:"owner"`
+	CreatedAt time.Time `json:"createdAt"`
+	Boot      string    `json:"boot"`
+	Anchors   anchors   `json:"anchors"`
+	// Config is the PodSandboxConfig in protobuf's JSON.
+	Config json.RawMessage `json:"config"`
+}
+
+// sandboxFacts is what happened: few facts, replaced whole.
+type sandboxFacts struct {
+	Anchors anchors `json:"anchors"`
+	// ReadyAt is when the sandbox was complete; a sandbox without it is a leftover of a creation that was cut off.
+	ReadyAt time.Time `json:"readyAt,omitzero"`
+	// StoppedAt is when a stop began.
+	StoppedAt time.Time `json:"stoppedAt,omitzero"`
+	// TornDown says that the stop is complete: nothing of the sandbox but its records is left.
+	TornDown bool `json:"tornDown,omitempty"`
+	// Removing says that a removal began.
+	Removing bool            `json:"removing,omitempty"`
+	IPs      []netip.Addr    `json:"ips,omitempty"`
+	CNI      json.RawMessage `json:"cni,omitempty"`
+	UserNS   string          `json:"userns,omitempty"`
+	IPCNS    string          `json:"ipcns,omitempty"`
+	UTSNS    string          `json:"utsns,omitempty"`
+	Pause    procfs.Process  `json:"pause,omitzero"`
+	// ProcessLabel and MountLabel are the pod's SELinux labels; empty where SELinux is off.
+	ProcessLabel string `json:"processLabel,omitempty"`
+	MountLabel   string `json:"mountLabel,omitempty"`
+}
+
+// containerRecord is what was asked.
+type containerRecord struct {
+	Version     int             `json:"version"`
+	ID          string          `json:"id"`
+	SandboxID   string          `json:"sandboxID"`
+	CreatedAt   time.Time       `json:"createdAt"`
+	Boot        string          `json:"boot"`
+	Image       imageRecord     `json:"image"`
+	LogPath     string          `json:"logPath,omitempty"`
+	CgroupsPath string          `json:"cgroupsPath"`
+	StopSignal  int             `json:"stopSignal"`
+	Config      json.RawMessage `json:"config"`
+}
+
+type imageRecord struct {
+	ID            string `json:"id"`
+	Ref           string `json:"ref"`
+	UserSpecified string `json:"userSpecified"`
+}
+
+// containerFacts is what happened.
+type containerFacts struct {
+	// Process is the container's init; zero before it was made.
+	Process procfs.Process `json:"process,omitzero"`
+	// CommandError is why the command cannot be started: the start will fail with it.
+	CommandError string    `json:"commandError,omitempty"`
+	MadeAt       time.Time `json:"madeAt,omitzero"`
+	StartedAt    time.Time `json:"startedAt,omitzero"`
+	FinishedAt   time.Time `json:"finishedAt,omitzero"`
+	ExitCode     int32     `json:"exitCode"`
+	Reason       string    `json:"reason,omitempty"`
+	Message      string    `json:"message,omitempty"`
+	// StopBy is the deadline of a stop that began: at it the container is killed.
+	StopBy time.Time `json:"stopBy,omitzero"`
+	// Released says that nothing of the container but its records and its writable layer is left.
+	Released bool `json:"released,omitempty"`
+	Removing bool `json:"removing,omitempty"`
+	// Volumes are the image's own volumes, folders below the container's.
+	Resources json.RawMessage   `json:"resources,omitempty"`
+	User      json.RawMessage   `json:"user,omitempty"`
+	Mounts    []json.RawMessage `json:"mounts,omitempty"`
+	// Hooks says that the spec has hooks that run after the end.
+	Hooks bool `json:"hooks,omitempty"`
+}
+
+// state follows from what happened.
+//
+//	FinishedAt set   exited
+//	StartedAt set    running
+//	otherwise        created
+func (f containerFacts) state() State {
+	switch {
+	case !f.FinishedAt.IsZero():
+		return Exited
+	case !f.StartedAt.IsZero():
+		return Running
+	default:
+		return Created
+	}
+}
+
+func marshalProto(m proto.Message) (json.RawMessage, error) {
+	return protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+}
+
+func unmarshalProto(data json.RawMessage, m proto.Message) error {
+	if len(data) == 0 {
+		return nil
+	}
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, m)
+}
+
+// errDamaged marks a record that cannot be read.
+var errDamaged = errors.New("damaged record")
+
+// readRecord reads DIR/name into v. A file that is not there is fs.ErrNotExist, one that cannot be understood errDamaged.
+func readRecord(dir, name string, v any) error {
+	path := filepath.Join(dir, name)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w: %w", path, errDamaged, err)
+	}
+	return nil
+}
+
+func loadSandbox(l layout, id string) (*sandbox, error) {
+	dir := l.sandbox(id)
+	sb := &sandbox{op: newOpLock(), dir: dir, config: &cri.PodSandboxConfig{}}
+	if err := readRecord(dir, recordFile, &sb.record); err != nil {
+		return nil, err
+	}
+	if err := checkRecord(dir, sb.record.Version, sb.record.ID, id); err != nil {
+		return nil, err
+	}
+	if err := unmarshalProto(sb.record.Config, sb.config); err != nil {
+		return nil, fmt.Errorf("%s: %w: config: %w", dir, errDamaged, err)
+	}
+	if sb.config.Metadata == nil {
+		return nil, fmt.Errorf("%s: %w: no metadata", dir, errDamaged)
+	}
+	if err := readRecord(dir, factsFile, &sb.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return sb, nil
+}
+
+func loadContainer(l layout, id string) (*container, error) {
+	dir := l.container(id)
+	c := newContainer(dir)
+	if err := readRecord(dir, recordFile, &c.record); err != nil {
+		return nil, err
+	}
+	if err := checkRecord(dir, c.record.Version, c.record.ID, id); err != nil {
+		return nil, err
+	}
+	if err := unmarshalProto(c.record.Config, c.config); err != nil {
+		return nil, fmt.Errorf("%s: %w: config: %w", dir, errDamaged, err)
+	}
+	if c.config.Metadata == nil {
+		return nil, fmt.Errorf("%s: %w: no metadata", dir, errDamaged)
+	}
+	if err := readRecord(dir, factsFile, &c.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if c.facts.state() == Exited {
+		close(c.exited)
+	}
+	return c, nil
+}
+
+func checkRecord(dir string, version int, recorded, id string) error {
+	switch {
+	case version > recordVersion:
+		return fmt.Errorf("%s: %w: version %d is newer than %d", dir, errDamaged, version, recordVersion)
+	case recorded != id:
+		return fmt.Errorf("%s: %w: it is of %q", dir, errDamaged, recorded)
+	}
+	return nil
+}
+
+// writeRecord makes the folder of a new thing and writes its record.
+func writeRecord(dir string, record any) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := atomicfile.WriteJSON(filepath.Join(dir, recordFile), record, 0o600); err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	return nil
+}

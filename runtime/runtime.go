@@ -1,0 +1,172 @@
+// Package runtime runs pod sandboxes and containers: it joins images, network, cgroups and the keeper to what the CRI
+// and berth's kubelet call for.
+//
+// What is true is asked of the kernel and of the keeper; what was asked for and what happened stands in a folder per
+// sandbox and per container. Creating, undoing, stopping, removing and recovering are the same idempotent steps, read
+// from the record.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/network"
+	"github.com/berth-node/berth/runtime/image"
+	"github.com/berth-node/berth/runtime/nri"
+)
+
+// Config is what a Runtime is made from. Everything but the durations is required unless it says otherwise.
+type Config struct {
+	// RootDir keeps what survives a reboot, RunDir (on a tmpfs) what does not. They are this node's alone.
+	RootDir, RunDir string
+	Images          *image.Store
+	Network         network.Attacher
+	Cgroups         *cgroups.Host
+	// NRI may be nil: no plugins.
+	NRI *nri.NRI
+	// Keeper reaches the keeper, starting it where it does not run.
+	Keeper KeeperConfig
+	// Handlers are the names that a RuntimeClass may ask for, beside the default "".
+	Handlers map[string]HandlerConfig
+	// CDISpecDirs hold the descriptions of CDI devices.
+	CDISpecDirs []string
+	// UnprivilegedPorts and UnprivilegedPing let every user of a pod with a network of its own bind ports below 1024
+	// and send ICMP echo requests, as pods of other runtimes may.
+	UnprivilegedPorts, UnprivilegedPing bool
+	// AppArmorProfile is the name of the profile of containers that ask for RuntimeDefault.
+	AppArmorProfile string
+	// SeccompProfile is the path of a profile to use for RuntimeDefault in place of the built-in one; may be empty.
+	SeccompProfile string
+	// MaxExecOutput caps what ExecSync returns, in bytes a stream.
+	MaxExecOutput int
+	// ExecDrain is how long the output of an exec is awaited when its process has ended but somebody holds the pipe.
+	ExecDrain time.Duration
+	// MaxLogLine is the size in bytes at which a line of a container's log is split.
+	MaxLogLine int
+	Log        *slog.Logger
+}
+
+// HandlerConfig says what a runtime handler adds.
+type HandlerConfig struct {
+	// CDIDevices are given to every container of the handler.
+	CDIDevices []string
+	// PrivilegedWithoutHostDevices withholds the host's devices from privileged containers.
+	PrivilegedWithoutHostDevices bool
+}
+
+// Runtime runs sandboxes and containers. Its methods may be called concurrently.
+//
+// A life: New, Recover once, then calls; Close lets go of everything, and whatever runs goes on running.
+type Runtime struct {
+	cfg    Config
+	paths  layout
+	log    *slog.Logger
+	boot   string
+	node   nodeFacts
+	keeper *keeperLink
+	index  *index
+	events eventLog
+	execs  execTable
+	exits  exitWaiters
+	oom    *cgroups.OOMWatcher
+	usage  usageCache
+
+	// flights joins a call that repeats a running one to it.
+	flights singleflight.Group
+
+	// ctx is that of work which outlives the call that began it. It ends with Close.
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	draining atomic.Bool
+
+	damagedMu sync.Mutex
+	damaged   []string
+}
+
+// Deadlines of work that outlives its caller. They are far beyond what the work takes on a node that is well.
+const (
+	createLimit   = 4 * time.Minute
+	teardownLimit = 2 * time.Minute
+	releaseLimit  = time.Minute
+)
+
+// New prepares a Runtime. It changes nothing but the folders that it makes; Recover begins its work.
+func New(cfg Config) (*Runtime, error) {
+	boot, err := procfs.BootID()
+	if err != nil {
+		return nil, fmt.Errorf("boot ID: %w", err)
+	}
+	l := layout{root: cfg.RootDir, run: cfg.RunDir}
+	for _, dir := range []string{l.sandboxes(), l.containers(), l.runSandboxes(), l.runContainers()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	// A process in a user namespace walks through these to its root filesystem: it needs x, and r gives nothing away.
+	for _, dir := range []string{l.root, l.containers(), l.run, l.runSandboxes(), l.runContainers()} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return nil, err
+		}
+	}
+	oom, err := cgroups.NewOOMWatcher(cfg.Cgroups, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &Runtime{
+		cfg: cfg, paths: l, log: cfg.Log, boot: boot,
+		index: newIndex(), oom: oom, ctx: ctx, cancel: cancel,
+	}
+	r.node = probeNode(cfg)
+	r.keeper = newKeeperLink(cfg.Keeper, cfg.Log)
+	return r, nil
+}
+
+// Close ends all waiting and lets go of the keeper. Containers run on.
+func (r *Runtime) Close() error {
+	r.cancel()
+	err := r.keeper.close()
+	r.work.Wait()
+	return errors.Join(err, r.oom.Close())
+}
+
+// detached returns a context for work that must not end with its caller, only with its own limit or with Close.
+func (r *Runtime) detached(limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(r.ctx, limit)
+}
+
+// background runs fn as part of the Runtime; Close waits for it.
+func (r *Runtime) background(fn func()) { r.work.Go(fn) }
+
+// join runs fn once for all concurrent callers of the same key, and lets each of them leave when its context ends.
+func join[T any](ctx context.Context, r *Runtime, key string, fn func() (T, error)) (T, error) {
+	ch := r.flights.DoChan(key, func() (any, error) { return fn() })
+	var zero T
+	select {
+	case res := <-ch:
+		if res.Err != nil {
+			return zero, res.Err
+		}
+		return res.Val.(T), nil
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	}
+}
+
+// joinErr is join for work that has no result but its error.
+func joinErr(ctx context.Context, r *Runtime, key string, fn func() error) error {
+	_, err := join(ctx, r, key, func() (struct{}, error) { return struct{}{}, fn() })
+	return err
+}

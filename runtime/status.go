@@ -1,0 +1,109 @@
+package runtime
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/spec"
+)
+
+// Status says whether pods can run here, and what this node can do.
+func (r *Runtime) Status(ctx context.Context) NodeStatus {
+	s := NodeStatus{
+		Network:      r.cfg.Network.Status(),
+		CgroupDriver: r.cfg.Cgroups.Driver,
+		Features: Features{
+			SupplementalGroupsPolicy: true, MountOptions: true,
+		},
+		Limitations: append(slices.Clone(r.node.limitations), r.cfg.Network.Warnings()...),
+		Info: map[string]any{
+			"bootID": r.boot,
+		},
+	}
+	if !r.keeper.connected() {
+		s.Runtime = errNoKeeper
+	}
+	for _, name := range append([]string{""}, slices.Sorted(maps.Keys(r.cfg.Handlers))...) {
+		s.Handlers = append(s.Handlers, Handler{
+			Name: name, RecursiveReadOnlyMounts: r.node.spec.RecursiveReadOnly, UserNamespaces: r.node.idmap == nil,
+		})
+	}
+	r.damagedMu.Lock()
+	defer r.damagedMu.Unlock()
+	s.Damaged = slices.Clone(r.damaged)
+	return s
+}
+
+// SandboxInfo is more of a sandbox for a person or a tool.
+func (r *Runtime) SandboxInfo(_ context.Context, id string) (map[string]any, error) {
+	sb, err := r.index.findSandbox(id)
+	if err != nil {
+		return nil, err
+	}
+	v := sb.view()
+	info := map[string]any{
+		"sandboxID":      v.ID,
+		"pid":            r.sandboxPid(sb),
+		"processStatus":  map[bool]string{true: "running", false: "stopped"}[v.Ready],
+		"runtimeHandler": v.Handler,
+		"runtimeType":    "berth",
+		"owner":          v.Owner,
+		"config":         v.Config,
+		"cniResult":      v.CNI,
+		"namespaces": map[string]string{
+			"network": v.NetNS, "ipc": sb.factsNow().IPCNS, "uts": sb.factsNow().UTSNS, "user": v.UserNS,
+		},
+	}
+	return info, nil
+}
+
+// sandboxPid is the pid of something that lives in the sandbox's namespaces: the pause process, or a container.
+func (r *Runtime) sandboxPid(sb *sandbox) int {
+	if pid := sb.factsNow().Pause.Pid; pid != 0 {
+		return pid
+	}
+	for _, c := range r.index.containersOf(sb.record.ID) {
+		if p, lives := c.factsNow().process(); lives {
+			return p.Pid
+		}
+	}
+	return 0
+}
+
+// ContainerInfo is more of a container for a person or a tool.
+func (r *Runtime) ContainerInfo(_ context.Context, id string) (map[string]any, error) {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	v := r.view(c)
+	info := map[string]any{
+		"sandboxID":   v.SandboxID,
+		"pid":         v.Pid,
+		"runtimeType": "berth",
+		"config":      v.Config,
+		"bundle":      v.Bundle,
+		"rootfs":      r.paths.rootfs(v.ID),
+		"cgroupsPath": v.CgroupsPath,
+	}
+	s, err := r.specOf(c)
+	if err == nil {
+		shown := *s
+		if res, _, rerr := spec.LinuxResources(v.Resources.GetLinux(), r.node.spec); rerr == nil && shown.Linux != nil && shown.Linux.Resources != nil {
+			linux, resources := *shown.Linux, *shown.Linux.Resources
+			resources.CPU, resources.Memory = res.CPU, res.Memory
+			linux.Resources, shown.Linux = &resources, &linux
+		}
+		info["runtimeSpec"] = &shown
+	} else if ignoreNotFound(err) != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+// UpdatePodCIDR passes the node's pod ranges on to the network.
+func (r *Runtime) UpdatePodCIDR(cidrs string) error { return r.cfg.Network.UpdatePodCIDR(cidrs) }
+
+var errNoKeeper = errdefs.ErrUnavailable

@@ -1,0 +1,242 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/image/layer"
+)
+
+// StopContainer asks the container to end, by the signal that its creator or its image chose, and kills it with
+// everything in its cgroup after grace. It returns when the exit is on record; at once if the container does not run or
+// does not exist. If ctx ends first, the stop goes on, also in a daemon that is started anew. Of several stops the one
+// with the earliest deadline counts.
+func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Duration) error {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if c.state() != Running {
+		return nil
+	}
+	if err := r.beginStop(c, time.Now().Add(grace), grace > 0); err != nil {
+		return err
+	}
+	select {
+	case <-c.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s has not ended yet: %w", c.id(), ctx.Err())
+	}
+}
+
+// beginStop puts the stop on record and sets it going. It does not wait.
+func (r *Runtime) beginStop(c *container, deadline time.Time, polite bool) error {
+	err := c.update(func(f *containerFacts) {
+		if f.StopBy.IsZero() || deadline.Before(f.StopBy) {
+			f.StopBy = deadline
+		}
+	})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	first := !c.signaled
+	c.signaled = c.signaled || polite
+	c.mu.Unlock()
+	if polite && first {
+		k, err := r.keeper.client(r.ctx)
+		if err == nil {
+			err = k.Signal(r.ctx, c.id(), "", c.record.StopSignal)
+		}
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			r.log.Warn("stop signal could not be sent, the container will be killed at its deadline", "container", c.id(), "err", err)
+		}
+	}
+	r.background(func() { r.killAt(c, deadline) })
+	return nil
+}
+
+// killAt kills the container at the deadline unless it has ended.
+func (r *Runtime) killAt(c *container, deadline time.Time) {
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+		return
+	case <-r.ctx.Done():
+		return // the deadline is on record
+	case <-timer.C:
+	}
+	ctx, cancel := r.detached(teardownLimit)
+	defer cancel()
+	if err := r.killProcesses(ctx, c); err != nil && r.ctx.Err() == nil {
+		r.log.Error("container could not be killed", "container", c.id(), "err", err)
+	}
+}
+
+// killProcesses kills everything in the container's cgroup, and its init by pidfd in case that it was moved elsewhere.
+func (r *Runtime) killProcesses(ctx context.Context, c *container) error {
+	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+	if err == nil {
+		err = group.Kill(ctx)
+	}
+	if k, kerr := r.keeper.client(ctx); kerr == nil {
+		if serr := k.Signal(ctx, c.id(), "", int(unix.SIGKILL)); serr != nil && !errors.Is(serr, errdefs.ErrNotFound) {
+			err = errors.Join(err, serr)
+		}
+	}
+	return err
+}
+
+// kill ends the container whatever its state, and waits until nothing is left of it but records and writable layer.
+func (r *Runtime) kill(ctx context.Context, c *container) error {
+	select {
+	case <-c.exited:
+	default:
+		if f := c.factsNow(); f.Process.Pid == 0 {
+			// It never had a process: its command cannot be started.
+			c.life.Lock()
+			_ = r.failStart(c, errors.New("it was stopped before it was started"))
+			c.life.Unlock()
+		} else if err := r.killProcesses(ctx, c); err != nil {
+			return fmt.Errorf("kill container %s: %w", c.id(), err)
+		}
+	}
+	for _, step := range []<-chan struct{}{c.exited, c.released} {
+		select {
+		case <-step:
+		case <-ctx.Done():
+			return fmt.Errorf("container %s has not ended yet: %w", c.id(), ctx.Err())
+		}
+	}
+	return nil
+}
+
+// RemoveContainer kills the container if need be and forgets it. It is idempotent, and nil for a container that does
+// not exist. The log stays: it is the caller's.
+func (r *Runtime) RemoveContainer(ctx context.Context, id string) error {
+	c, err := r.index.findContainer(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return joinErr(ctx, r, "remove "+c.id(), func() error {
+		ctx, cancel := r.detached(teardownLimit)
+		defer cancel()
+		if err := c.op.lock(ctx); err != nil {
+			return err
+		}
+		defer c.op.unlock()
+		return r.removeContainer(ctx, c)
+	})
+}
+
+// removeContainer needs c.op.
+func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
+	if r.index.container(c.id()) == nil {
+		return nil // another call was faster
+	}
+	if err := r.kill(ctx, c); err != nil {
+		return err
+	}
+	if err := c.update(func(f *containerFacts) { f.Removing = true }); err != nil {
+		return err
+	}
+	release := r.cfg.NRI.Block()
+	defer release()
+	if sb := r.index.sandbox(c.record.SandboxID); sb != nil {
+		if err := r.cfg.NRI.RemoveContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
+			r.log.Warn("NRI plugin failed on the removal of a container, ignoring", "container", c.id(), "err", err)
+		}
+	}
+	if err := r.eraseContainer(ctx, c); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.id(), err)
+	}
+	r.index.dropContainer(c)
+	r.usage.forget(c.id())
+	r.announce(EventDeleted, c.record.SandboxID, c.id(), time.Now())
+	return nil
+}
+
+// eraseContainer removes everything of a container that does not run any more, its records last.
+func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
+	if !c.factsNow().Released { // the release had failed
+		if err := r.dismantle(ctx, c.id(), c.record.CgroupsPath); err != nil {
+			return err
+		}
+	}
+	r.cfg.Images.Release(c.id())
+	return os.RemoveAll(c.dir)
+}
+
+// dismantle removes what the kernel, the keeper and the run dir hold of a container or of a pause process, living or
+// not. Each step does nothing where nothing is.
+func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
+	gone := r.exits.await(id)
+	if cgroupsPath != "" {
+		group, err := r.cfg.Cgroups.Open(cgroupsPath)
+		if err != nil {
+			return err
+		}
+		if err := group.Remove(ctx); err != nil {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	if err := r.forgetInKeeper(ctx, id, gone); err != nil {
+		return err
+	}
+	return r.removeBundle(id)
+}
+
+// forgetInKeeper makes the keeper drop the container once it has seen the exit.
+func (r *Runtime) forgetInKeeper(ctx context.Context, id string, gone <-chan struct{}) error {
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return err
+	}
+	err = k.Delete(ctx, id)
+	if !isLiving(err) {
+		return err
+	}
+	if err := k.Signal(ctx, id, "", int(unix.SIGKILL)); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	select {
+	case <-gone:
+		return k.Delete(ctx, id)
+	case <-ctx.Done():
+		return fmt.Errorf("%s has not ended yet: %w", id, ctx.Err())
+	}
+}
+
+// removeBundle unmounts what is mounted in a bundle and deletes the folder. It deletes no folder that a mount is on:
+// what is below belongs to an image, or to the host.
+func (r *Runtime) removeBundle(id string) error {
+	bundle := r.paths.bundle(id)
+	mounts := []string{r.paths.rootfs(id)}
+	images, err := os.ReadDir(r.paths.imageMounts(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, image := range images {
+		mounts = append(mounts, filepath.Join(r.paths.imageMounts(id), image.Name()))
+	}
+	for _, path := range mounts {
+		if err := layer.Unmount(path); err != nil {
+			return err
+		}
+		// Not RemoveAll: should anything still be there, it is not ours to delete.
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.RemoveAll(bundle)
+}
