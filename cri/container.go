@@ -199,18 +199,16 @@ func (s *Server) RestorePod(context.Context, *cri.RestorePodRequest) (*cri.Resto
 
 // GetContainerEvents streams what happens to sandboxes and containers from now on, in order. A client too slow for its
 // queue gets ResourceExhausted and has to list and subscribe again.
-func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, out grpc.ServerStreamingServer[cri.ContainerEventResponse]) error {
+func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, out grpc.ServerStreamingServer[cri.ContainerEventResponse]) (err error) {
 	sub := s.cfg.Runtime.Subscribe()
 	defer sub.Close()
 	left := s.cfg.Metrics.SubscriberJoined()
+	defer func() { left(isCutOff(err)) }()
 	// The headers tell the client that whatever it does from now on will be in the stream.
 	if err := out.SendHeader(nil); err != nil {
-		left(false)
 		return err
 	}
-	err := relay(out.Context(), sub, out.Send)
-	left(isCutOff(err))
-	return err
+	return relay(out.Context(), sub, out.Send)
 }
 
 // relay passes the events on until an error ends it.

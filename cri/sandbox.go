@@ -51,13 +51,13 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *cri.PodSandboxStatusRe
 	if err := checkName("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
+	// The time is one before the look: a client that compares it with an event's must not take the status for newer than
+	// it is.
+	at := time.Now()
 	sb, err := s.cfg.Runtime.Sandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	// The time stands for a moment before the look: a client that compares it with an event must not take the status for
-	// newer than it is.
-	at := time.Now()
 	containers := s.cfg.Runtime.Containers(runtime.ContainerFilter{SandboxID: sb.ID})
 	resp := &cri.PodSandboxStatusResponse{
 		Status:             toSandboxStatus(sb),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -30,6 +31,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	w := &conn{Conn: c, listener: l}
+	w.gone, w.end = context.WithCancel(context.Background())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -69,8 +71,9 @@ func (l *listener) Close() error {
 type conn struct {
 	net.Conn
 	listener *listener
-	// cancel is set by connContext, before anybody reads.
-	cancel context.CancelFunc
+	// gone is done when nothing more can come or go. It is a context for what context.AfterFunc does with one.
+	gone context.Context
+	end  context.CancelFunc
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -78,7 +81,11 @@ func (c *conn) Read(b []byte) (int, error) {
 	// net/http interrupts its own read by a deadline in the past when a handler takes the connection over. The idle
 	// timeout's deadline needs no help: its owner closes the connection.
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.cancel()
+		c.end()
+	}
+	if errors.Is(err, net.ErrClosed) {
+		// Closed at this end, as after every session: to the library, which waits in a read then, that is no failure.
+		err = io.EOF
 	}
 	return n, err
 }
@@ -86,15 +93,13 @@ func (c *conn) Read(b []byte) (int, error) {
 func (c *conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.cancel()
+		c.end()
 	}
 	return n, err
 }
 
 func (c *conn) Close() error {
-	if c.cancel != nil {
-		c.cancel()
-	}
+	c.end()
 	c.listener.mu.Lock()
 	delete(c.listener.conns, c)
 	c.listener.mu.Unlock()
@@ -103,8 +108,8 @@ func (c *conn) Close() error {
 
 // connContext gives a connection its context, for http.Server.
 func connContext(ctx context.Context, c net.Conn) context.Context {
-	w := c.(*conn)
-	ctx, w.cancel = context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(c.(*conn).gone, cancel)
 	return ctx
 }
 
