@@ -211,9 +211,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 	switch {
 	case v.n > v.desc.Size:
 		return n, fmt.Errorf("%s has more than the %d bytes that were announced: %w", v.desc.Digest, v.desc.Size, errdefs.ErrInvalidArgument)
-	case err == io.EOF && v.n < v.desc.Size:
+	case errors.Is(err, io.EOF) && v.n < v.desc.Size:
 		return n, fmt.Errorf("%s ended after %d of %d bytes: %w", v.desc.Digest, v.n, v.desc.Size, errdefs.ErrUnavailable)
-	case err == io.EOF && v.digester.Digest() != v.desc.Digest:
+	case errors.Is(err, io.EOF) && v.digester.Digest() != v.desc.Digest:
 		return n, fmt.Errorf("what came as %s is %s: %w", v.desc.Digest, v.digester.Digest(), errdefs.ErrInvalidArgument)
 	}
 	return n, err

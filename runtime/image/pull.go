@@ -36,6 +36,9 @@ func (s *Store) Pull(ctx context.Context, ref string, auth *Auth, opts PullOptio
 	if err != nil {
 		return Image{}, err
 	}
+	if auth != nil && *auth == (Auth{}) {
+		auth = nil
+	}
 	match, err := matcher(opts.Platform)
 	if err != nil {
 		return Image{}, err
@@ -153,17 +156,11 @@ func (s *Store) install(ctx context.Context, src *source, p *progress, names []n
 	if err := s.fetchLayers(ctx, src, p); err != nil {
 		return Image{}, err
 	}
-	if !s.recorded(src.chain) {
-		// Before the record, which says that they are there whatever happens.
-		if err := s.layers.Sync(); err != nil {
-			return Image{}, err
-		}
-	}
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	r := record{
 		ID: src.id, Config: src.configBytes, Manifest: src.manifestBytes, Annotations: src.annotations,
-		ChainIDs: src.chain, Pulled: time.Now().UTC(),
+		ChainIDs: src.chain, Pulled: time.Now().UTC(), Unsynced: !s.synced(src.chain),
 	}
 	s.mu.RLock()
 	if e, ok := s.images[src.id]; ok {
@@ -171,18 +168,9 @@ func (s *Store) install(ctx context.Context, src *source, p *progress, names []n
 		r.Removed = false
 	}
 	s.mu.RUnlock()
-	return s.put(r.with(names...))
-}
-
-// recorded says whether every layer of a chain belongs to an image on record, and so was synced.
-func (s *Store) recorded(chain []digest.Digest) bool {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	known := map[digest.Digest]bool{}
-	for _, e := range s.images {
-		for _, c := range e.record.ChainIDs {
-			known[c] = true
-		}
+	img, err := s.put(r.with(names...))
+	if err == nil && r.Unsynced {
+		s.running.Go(s.sync)
 	}
-	return !slices.ContainsFunc(chain, func(c digest.Digest) bool { return !known[c] })
+	return img, err
 }

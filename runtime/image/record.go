@@ -28,6 +28,8 @@ type record struct {
 	Pulled      time.Time         `json:"pulled"`
 	// Updated is when the record was written. Of two records with the same reference the later one has it.
 	Updated time.Time `json:"updated"`
+	// Unsynced says that the layers may not have reached the disk. After a restart of the machine such an image is gone.
+	Unsynced bool `json:"unsynced,omitempty"`
 	// Removed says that the image is gone for all but the containers that run from it.
 	Removed bool `json:"removed,omitempty"`
 }
@@ -110,6 +112,13 @@ func (s *Store) load() error {
 		if err != nil {
 			s.log.Error("image record is damaged, setting it aside", "path", p+damagedSuffix, "error", err)
 			if err := os.Rename(p, p+damagedSuffix); err != nil {
+				return err
+			}
+			continue
+		}
+		if e.record.Unsynced && s.layers.Rebooted() {
+			s.log.Warn("image was pulled just before the machine went down and may be incomplete, deleting it", "image", e.record.ID)
+			if err := os.Remove(p); err != nil {
 				return err
 			}
 			continue

@@ -81,6 +81,7 @@ type Store struct {
 	// changing is held while records change on disk. Readers, and the start of a container, wait for mu only, which is
 	// never held during a write.
 	changing sync.Mutex
+	syncing  sync.Mutex
 
 	mu     sync.RWMutex
 	images map[digest.Digest]*entry // removed ones too, as long as they are in use
@@ -143,6 +144,7 @@ func Open(cfg Config) (*Store, error) {
 		}
 	}
 	s.ctx, s.close = context.WithCancel(context.Background())
+	s.running.Go(s.sync)
 	return s, nil
 }
 
@@ -159,7 +161,8 @@ func (s *Store) pin(ref string) error {
 	return nil
 }
 
-// Close ends all pulls and waits for their end. No method may be called after it.
+// Close ends all pulls and waits for their end, and for the layers that are still to be synced. No method may be called
+// after it.
 func (s *Store) Close() {
 	s.close()
 	s.running.Wait()

@@ -51,7 +51,9 @@ func TestGetAmbiguous(t *testing.T) {
 	s := openStore(t, Config{})
 	for _, id := range []string{"abcdef1" + strings.Repeat("0", 57), "abcdef2" + strings.Repeat("0", 57)} {
 		d := digest.Digest("sha256:" + id)
+		s.mu.Lock()
 		s.images[d] = &entry{record: record{ID: d}, image: Image{ID: d.String()}}
+		s.mu.Unlock()
 	}
 	if _, err := s.Get("abcdef"); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("ambiguous: %v", err)
@@ -258,6 +260,41 @@ func TestReboot(t *testing.T) {
 	r := openStore(t, Config{Dir: s.cfg.Dir})
 	if all := r.Layers().List(); len(all) != 1 || all[0].ChainID != kept.ChainIDs[0] {
 		t.Errorf("layers are %v", all)
+	}
+}
+
+// An image is there before it is synced. Until then its record says so, and is not trusted after a reboot.
+func TestUnsynced(t *testing.T) {
+	reg := newRegistry(t)
+	s := openStore(t, Config{})
+	s.syncing.Lock()
+	b := build(t, recipe{layers: [][]byte{layerOf(t, "a", "1")}})
+	mustPull(t, s, reg.push(b, "a:1"))
+	early, err := os.ReadFile(s.recordPath(b.id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.syncing.Unlock()
+	s.Close()
+	if s.images[b.id].record.Unsynced {
+		t.Error("closed without a sync")
+	}
+	for _, boot := range []string{"", "another"} {
+		if err := os.WriteFile(s.recordPath(b.id), early, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if boot != "" {
+			if err := os.WriteFile(filepath.Join(s.cfg.Dir, "layers", "boot"), []byte(boot), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := openStore(t, Config{Dir: s.cfg.Dir})
+		r.Close()
+		if boot != "" {
+			wantNothing(t, r)
+		} else if e := r.images[b.id]; e == nil || e.record.Unsynced {
+			t.Errorf("after a restart of the daemon: %+v", e)
+		}
 	}
 }
 

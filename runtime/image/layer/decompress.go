@@ -3,6 +3,7 @@ package layer
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
@@ -17,7 +18,7 @@ const maxWindow = 128 << 20
 func Decompress(r io.Reader) (io.ReadCloser, error) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, err := buf.Peek(4)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	switch {

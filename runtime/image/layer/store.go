@@ -198,7 +198,7 @@ func (s *Store) noteBoot() error {
 }
 
 // Rebooted says whether the machine was started again since the store was last open. A layer that was committed and
-// not synced before may then have lost its content: whoever knows which layers were synced removes the others.
+// not synced may then have lost its content: whoever knows which layers were synced removes the others.
 func (s *Store) Rebooted() bool { return s.rebooted }
 
 // Sync writes all that was committed to stable storage. It may take long.
