@@ -51,8 +51,9 @@ type Config struct {
 //
 // It answers Unavailable until SetReady. It holds nothing that has to be closed; calls end with their contexts.
 type Server struct {
-	cri.UnimplementedRuntimeServiceServer
-	cri.UnimplementedImageServiceServer
+	// Not the Unimplemented ones: a call that is missing here must not compile.
+	cri.UnsafeRuntimeServiceServer
+	cri.UnsafeImageServiceServer
 
 	cfg   Config
 	log   *slog.Logger

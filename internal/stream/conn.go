@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -15,14 +16,20 @@ import (
 // its client has gone.
 type listener struct {
 	net.Listener
+	log     *slog.Logger
+	hangups *hangups
 
 	mu     sync.Mutex
 	closed bool
 	conns  map[*conn]struct{}
 }
 
-func newListener(l net.Listener) *listener {
-	return &listener{Listener: l, conns: map[*conn]struct{}{}}
+func newListener(l net.Listener, log *slog.Logger) (*listener, error) {
+	h, err := newHangups()
+	if err != nil {
+		return nil, err
+	}
+	return &listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}}, nil
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -37,6 +44,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if l.closed {
 		_ = c.Close()
 		return nil, net.ErrClosed
+	}
+	if w.unwatch, err = l.hangups.watch(c.(*net.TCPConn), w.end); err != nil {
+		// Its end will still be seen when somebody reads that far.
+		l.log.Warn("streaming connection cannot be watched, ignoring", "err", err)
+		w.unwatch = func() {}
 	}
 	l.conns[w] = struct{}{}
 	return w, nil
@@ -56,6 +68,7 @@ func (l *listener) Close() error {
 	}
 	l.mu.Unlock()
 
+	l.hangups.close()
 	err := l.Listener.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil // the http.Server was faster
@@ -72,8 +85,9 @@ type conn struct {
 	net.Conn
 	listener *listener
 	// gone is done when nothing more can come or go. It is a context for what context.AfterFunc does with one.
-	gone context.Context
-	end  context.CancelFunc
+	gone    context.Context
+	end     context.CancelFunc
+	unwatch func()
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -99,6 +113,7 @@ func (c *conn) Write(b []byte) (int, error) {
 }
 
 func (c *conn) Close() error {
+	c.unwatch()
 	c.end()
 	c.listener.mu.Lock()
 	delete(c.listener.conns, c)

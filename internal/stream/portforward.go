@@ -46,11 +46,7 @@ type forwarder struct {
 
 // PortForward is called by the library for each connection that the client makes.
 func (f forwarder) PortForward(_ context.Context, sandboxID, _ string, port int32, conn io.ReadWriteCloser) error {
-	err := f.backend.PortForward(f.session, sandboxID, port, conn)
-	if err != nil && gone(f.session, err) {
-		return nil
-	}
-	return err
+	return unlessGone(f.session, f.backend.PortForward(f.session, sandboxID, port, conn))
 }
 
 // serveTunnel serves SPDY inside of the binary messages of a WebSocket, as kubectl, crictl and critest ask for it when

@@ -84,7 +84,7 @@ func (e *remote) ExecInContainer(ctx context.Context, _, _, _ string, _ []string
 	e.ran = true
 	code, err := e.run(ctx, e.streams(in, out, errw, resize))
 	if err != nil {
-		return err
+		return unlessGone(ctx, err)
 	}
 	if code != 0 {
 		// The library looks for this very type, unwrapped, to send the code to the client.
@@ -98,5 +98,5 @@ func (e *remote) AttachContainer(ctx context.Context, _, _, _ string, in io.Read
 	_ bool, resize <-chan remotecommand.TerminalSize) error {
 	e.ran = true
 	_, err := e.run(ctx, e.streams(in, out, errw, resize))
-	return err
+	return unlessGone(ctx, err)
 }

@@ -32,10 +32,14 @@ func Listen(cfg Config, b Backend) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream server: %w", err)
 	}
+	tracked, err := newListener(l, cfg.Log)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("stream server: %w", err), l.Close())
+	}
 	s := &Server{
 		cfg:      cfg,
 		backend:  b,
-		listener: newListener(l),
+		listener: tracked,
 		pending:  newTokens(cfg.MaxPending, cfg.TokenTTL, time.Now),
 		sessions: make(chan struct{}, cfg.MaxSessions),
 	}
@@ -130,7 +134,11 @@ func (s *Server) session(serve func(http.ResponseWriter, *http.Request, any) (se
 
 var errTooMany = fmt.Errorf("too many streaming sessions: %w", errdefs.ErrResourceExhausted)
 
-// gone tells a client's leaving from a failure: the first is not worth a line in the log.
-func gone(ctx context.Context, err error) bool {
-	return ctx.Err() != nil || errors.Is(err, net.ErrClosed)
+// unlessGone returns err, which the library logs as a failure and tells the client, but nil if the client has left: that is no
+// failure, and there is nobody to tell.
+func unlessGone(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
 }

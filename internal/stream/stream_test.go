@@ -344,6 +344,17 @@ func TestClientGone(t *testing.T) {
 			}
 			return ws
 		},
+		"websocket v5, its input unread": func(t *testing.T) io.Closer {
+			url, _ := s.Exec(ExecRequest{ContainerID: "c", Cmd: []string{"sleep"}, Connect: Connect{Stdin: true}})
+			ws, err := dial(t, url, remotecommand.StreamProtocolV5Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 64 {
+				send(t, ws, remotecommand.StreamStdIn, strings.Repeat("x", 1024))
+			}
+			return ws
+		},
 		"spdy": func(t *testing.T) io.Closer {
 			url, _ := s.Exec(request)
 			conn := spdyDial(t, url, remotecommand.StreamProtocolV4Name)

@@ -20,7 +20,8 @@ func (s *Server) serveV5(w http.ResponseWriter, r *http.Request, e *remote) {
 	channels[remotecommand.StreamStdOut] = when(e.connect.Stdout, wsstream.WriteChannel)
 	channels[remotecommand.StreamStdErr] = when(e.connect.Stderr, wsstream.WriteChannel)
 	channels[remotecommand.StreamErr] = wsstream.WriteChannel
-	channels[remotecommand.StreamResize] = wsstream.ReadChannel
+	// Sizes that nobody takes would hold up what comes behind them.
+	channels[remotecommand.StreamResize] = when(e.connect.TTY, wsstream.ReadChannel)
 
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
 		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels},
@@ -41,7 +42,7 @@ func (s *Server) serveV5(w http.ResponseWriter, r *http.Request, e *remote) {
 	_, _ = ch[remotecommand.StreamErr].Write(nil)
 	code, err := e.run(r.Context(), e.streams(ch[remotecommand.StreamStdIn], ch[remotecommand.StreamStdOut],
 		ch[remotecommand.StreamStdErr], resize))
-	if err != nil && !gone(r.Context(), err) {
+	if unlessGone(r.Context(), err) != nil {
 		s.cfg.Log.Error("streaming session failed", "path", r.URL.Path, "err", err)
 	}
 	// The client may have gone by now; then nobody wants to know.
