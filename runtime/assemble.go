@@ -209,7 +209,9 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 	if err != nil {
 		return err
 	}
+	r.parents.RLock()
 	p, err := k.Create(ctx, keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup()})
+	r.parents.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -256,10 +258,18 @@ func (r *Runtime) teardown(ctx context.Context, sb *sandbox) error {
 	if failed == nil {
 		failed = os.RemoveAll(r.paths.runSandbox(id))
 	}
-	if a.MadeParent {
-		failed = errors.Join(failed, r.cfg.Cgroups.RemoveParentIfEmpty(a.CgroupParent))
+	return errors.Join(failed, r.removeParent(a))
+}
+
+// removeParent removes the cgroup that the pod's containers were in if it is ours and nobody else's container is in it.
+func (r *Runtime) removeParent(a anchors) error {
+	if !a.MadeParent && a.CgroupParent != "" {
+		return nil
 	}
-	return failed
+	// Not while a container is being made: its cgroup would find no parent.
+	r.parents.Lock()
+	defer r.parents.Unlock()
+	return r.cfg.Cgroups.RemoveParentIfEmpty(a.CgroupParent)
 }
 
 // namespacePaths follow from the ID, so that a teardown finds what a creation made that was cut off.

@@ -211,6 +211,8 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) error {
 	if c.state() != Created {
 		return c.precondition("start")
 	}
+	release := r.cfg.NRI.Block()
+	defer release()
 	if err := r.cfg.NRI.StartContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
 		c.life.Lock()
 		defer c.life.Unlock()

@@ -174,11 +174,15 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 	if err != nil {
 		return err
 	}
-	if err := r.launch(ctx, sb, c, s); err != nil {
-		return err
-	}
 	now := time.Now()
-	if err := c.update(func(f *containerFacts) { f.MadeAt = now }); err != nil {
+	if err = r.launch(ctx, sb, c, s); err == nil {
+		err = c.update(func(f *containerFacts) { f.MadeAt = now })
+	}
+	if err != nil {
+		// The plugins have seen a container that there will not be.
+		if nerr := r.cfg.NRI.RemoveContainer(ctx, r.nriPod(sb), r.nriContainer(c)); nerr != nil {
+			r.log.Warn("NRI plugin failed on the removal of a container, ignoring", "container", c.id(), "err", nerr)
+		}
 		return err
 	}
 	r.index.addContainer(c)
@@ -347,11 +351,13 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	if err != nil {
 		return err
 	}
+	r.parents.RLock()
 	p, err := k.Create(ctx, keeper.CreateRequest{
 		ID: c.id(), Bundle: r.paths.bundle(c.id()), LogPath: c.record.LogPath, MaxLogLine: r.cfg.MaxLogLine,
 		Terminal: c.config.Tty, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
 		SystemdCgroup: r.systemdCgroup(), Hooks: s.Hooks != nil && len(s.Hooks.Poststop) > 0,
 	})
+	r.parents.RUnlock()
 	var failed *keeper.LaunchError
 	if errors.As(err, &failed) && failed.Failure == keeper.FailureCommand {
 		// The container is all right, its command is not: that is for the start to say, as the kubelet expects it.

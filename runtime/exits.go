@@ -160,6 +160,8 @@ func (r *Runtime) tellStopped(ctx context.Context, c *container) {
 	if sb == nil {
 		return
 	}
+	release := r.cfg.NRI.Block()
+	defer release()
 	updates, err := r.cfg.NRI.StopContainer(ctx, r.nriPod(sb), r.nriContainer(c))
 	if err == nil {
 		_, err = r.applyUpdates(ctx, updates)

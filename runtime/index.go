@@ -167,6 +167,18 @@ func find[T any](all map[string]*T, kind, id string) (*T, error) {
 	return found, nil
 }
 
+// madeParent reports whether a sandbox made this cgroup: whoever shares it may be the last one in it.
+func (x *index) madeParent(cgroupParent string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, sb := range x.sandboxes {
+		if a := sb.record.Anchors; a.MadeParent && a.CgroupParent == cgroupParent {
+			return true
+		}
+	}
+	return false
+}
+
 func (x *index) allSandboxes() []*sandbox {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/runtime/nri"
+	"github.com/berth-node/berth/runtime/spec"
 )
 
 func (r *Runtime) nriPod(sb *sandbox) nri.Pod {
@@ -18,6 +19,7 @@ func (r *Runtime) nriPod(sb *sandbox) nri.Pod {
 		ID: v.ID, Name: v.Config.Metadata.Name, Namespace: v.Config.Metadata.Namespace, UID: v.Config.Metadata.Uid,
 		Labels: v.Config.Labels, Annotations: v.Config.Annotations, RuntimeHandler: v.Handler,
 		CgroupParent: v.Config.GetLinux().GetCgroupParent(), NetNS: v.NetNS, Pid: v.PausePid, IPs: v.IPs,
+		Stopped: sb.factsNow().TornDown,
 		Overhead: v.Config.GetLinux().GetOverhead(), Resources: v.Config.GetLinux().GetResources(),
 	}
 }
@@ -25,6 +27,7 @@ func (r *Runtime) nriPod(sb *sandbox) nri.Pod {
 func (r *Runtime) nriContainer(c *container) nri.Container {
 	f := c.factsNow()
 	out := nri.Container{
+		Image: c.record.Image.UserSpecified, ImageDigest: c.record.Image.Ref, ImageID: c.record.Image.ID,
 		ID: c.id(), PodID: c.record.SandboxID, Name: c.config.Metadata.Name,
 		Labels: c.config.Labels, Annotations: c.config.Annotations, State: f.state().String(), Pid: f.Process.Pid,
 		CreatedAt: c.record.CreatedAt, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
@@ -48,8 +51,9 @@ func (r *Runtime) adjust(ctx context.Context, sb *sandbox, c *container, s *spec
 	if err != nil {
 		return nil, fmt.Errorf("NRI plugin refused it: %w", err)
 	}
-	if _, err := r.applyUpdates(ctx, updates); err != nil {
-		return nil, err
+	r.tryUpdates(ctx, updates)
+	for _, l := range spec.Clamp(adjusted, r.node.spec) {
+		r.log.Debug("the node cannot give a container all that a plugin asks for", "container", c.id(), "limitation", l)
 	}
 	return adjusted, nil
 }
@@ -95,6 +99,13 @@ func (r *Runtime) applyUpdates(ctx context.Context, updates []nri.Update) (faile
 	return failed, err
 }
 
+// tryUpdates does what plugins want of other containers while one is being handled, whose business their failure is not.
+func (r *Runtime) tryUpdates(ctx context.Context, updates []nri.Update) {
+	if _, err := r.applyUpdates(ctx, updates); err != nil {
+		r.log.Warn("updates by NRI plugins failed, ignoring", "err", err)
+	}
+}
+
 func (r *Runtime) applyUpdate(ctx context.Context, u nri.Update) error {
 	c, err := r.index.findContainer(u.ContainerID)
 	if err != nil {
@@ -103,6 +114,9 @@ func (r *Runtime) applyUpdate(ctx context.Context, u nri.Update) error {
 	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
 	if err != nil {
 		return err
+	}
+	for _, l := range spec.ClampResources(u.Resources, r.node.spec) {
+		r.log.Debug("the node cannot give a container all that a plugin asks for", "container", c.id(), "limitation", l)
 	}
 	return group.Set(ctx, u.Resources)
 }

@@ -91,6 +91,9 @@ type Runtime struct {
 
 	draining atomic.Bool
 
+	// parents is read-locked while a container's cgroup is made, and locked while an empty parent is removed.
+	parents sync.RWMutex
+
 	damagedMu sync.Mutex
 	damaged   []string
 }

@@ -106,7 +106,7 @@ func (r *Runtime) newSandbox(cfg *cri.PodSandboxConfig, handler, owner string) (
 	if err != nil {
 		return nil, fmt.Errorf("config.linux.cgroup_parent: %w", err)
 	}
-	a.MadeParent = !parent.Exists()
+	a.MadeParent = !parent.Exists() || r.index.madeParent(a.CgroupParent)
 	if !hostNetwork(cfg) {
 		a.NetNS = netnsPath(id)
 	}
@@ -153,7 +153,7 @@ func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
 	}
 	now := time.Now()
 	if err := sb.update(func(f *sandboxFacts) { f.ReadyAt = now }); err != nil {
-		return err
+		return errors.Join(err, r.cfg.NRI.RemovePodSandbox(ctx, r.nriPod(sb)))
 	}
 	r.index.addSandbox(sb)
 	r.announce(EventCreated, sb.record.ID, "", now)
@@ -244,6 +244,8 @@ func (r *Runtime) UpdateSandboxResources(ctx context.Context, id string, overhea
 	if !sb.ready() {
 		return fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
 	}
+	release := r.cfg.NRI.Block()
+	defer release()
 	pod := r.nriPod(sb)
 	if err := r.cfg.NRI.UpdatePodSandbox(ctx, pod, overhead, resources); err != nil {
 		return err
@@ -285,6 +287,8 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	// The plugins see the sandbox with its containers stopped and everything else still there.
+	release := r.cfg.NRI.Block()
+	defer release()
 	if err := r.cfg.NRI.StopPodSandbox(ctx, r.nriPod(sb)); err != nil {
 		r.log.Warn("NRI plugin failed on the stop of a sandbox, ignoring", "sandbox", sb.record.ID, "err", err)
 	}

@@ -37,13 +37,14 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, linux
 	for _, l := range limitations {
 		r.log.Debug("the node cannot give a container all that it asks for", "container", c.id(), "limitation", l)
 	}
+	release := r.cfg.NRI.Block()
+	defer release()
 	resources, updates, err := r.cfg.NRI.UpdateContainer(ctx, r.nriPod(sb), r.nriContainer(c), resources)
 	if err != nil {
 		return fmt.Errorf("NRI plugin refused the update of container %s: %w", c.id(), err)
 	}
-	if _, err := r.applyUpdates(ctx, updates); err != nil {
-		return err
-	}
+	r.tryUpdates(ctx, updates)
+	spec.ClampResources(resources, r.node.spec)
 	if err := r.setResources(ctx, c, linux, resources); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id(), err)
 	}
