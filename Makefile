@@ -6,7 +6,6 @@ SHELL       := /bin/bash
 .DELETE_ON_ERROR:
 
 GO      ?= go
-ARCH    := $(shell $(GO) env GOARCH)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := $(GO) build -trimpath -buildvcs=false
@@ -30,6 +29,8 @@ TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+include internal/pause/Makefile
+
 ##@ Build
 
 .PHONY: deps
@@ -43,7 +44,7 @@ build: bin/berth bin/berth-keeper bin/berth-launch ## Build the three programs i
 .PHONY: FORCE
 FORCE:
 
-bin/berth: pause FORCE
+bin/berth: FORCE
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
 
 bin/berth-keeper: FORCE
@@ -52,13 +53,6 @@ bin/berth-keeper: FORCE
 # libcontainer needs cgo, seccomp profiles need libseccomp. Static, it starts faster and runs on any distribution.
 bin/berth-launch: deps FORCE
 	CGO_ENABLED=1 $(GOBUILD) -tags 'seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/berth-launch
-
-# The pause process is C without a libc, so that it costs a pod a page or two. It is embedded into the daemon.
-.PHONY: pause
-pause: runtime/pause/pause_$(ARCH)
-runtime/pause/pause_$(ARCH): runtime/pause/pause.c
-	gcc -Os -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables -fno-pie -nostdlib -static \
-		-Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -Wl,-z,noexecstack -s -o $@ $<
 
 bin/demo-web.tar: FORCE
 	@$(GO) run ./integration/cmd/testimages demo -file $@
@@ -75,7 +69,7 @@ run: deps build crictl bin/demo-web.tar ## Start a node with a demo pod until Ct
 test: lint test-unit test-integration critest ## Run all tests, critest included (as root)
 
 .PHONY: test-unit
-test-unit: deps pause ## Run the unit tests; as a user without root those that need it are skipped
+test-unit: deps ## Run the unit tests; as a user without root those that need it are skipped
 	$(GO) test -tags seccomp $(TESTFLAGS) ./...
 
 .PHONY: test-integration
@@ -99,11 +93,12 @@ out/v2: build tools images
 	cp -r out/images $@/out/images
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/integration.test ./integration
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/critest.test ./integration/critest
+	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/kubelet.test ./integration/kubelet
 	cp integration/v2/run.sh $@/run.sh
 
 .PHONY: test-kubelet
-test-kubelet: build tools images ## Run an upstream kubelet against a node (as root; compiles it, which takes minutes)
-	integration/kubelet/run.sh
+test-kubelet: build kubelet images ## Run an upstream kubelet against a node (as root; compiles it, which takes minutes)
+	$(GO) test -tags integration -count=1 -timeout 30m -v $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./integration/kubelet
 
 .PHONY: images
 images: deps
@@ -113,7 +108,7 @@ images: deps
 tools: crictl critest-binary cni-plugins
 
 # Compiled from the pinned modules of integration/tools; the build cache makes this short the second time.
-.PHONY: crictl critest-binary cni-plugins staticcheck
+.PHONY: crictl critest-binary cni-plugins kubelet staticcheck
 crictl:
 	@mkdir -p bin/tools
 	@$(TOOLS) build -trimpath -buildvcs=false -ldflags '-s -w -X $(CRI_TOOLS)/pkg/version.Version=1.36.0' -o ../../bin/tools/crictl $(CRI_TOOLS)/cmd/crictl
@@ -126,6 +121,10 @@ cni-plugins:
 		$(foreach p,bridge loopback,github.com/containernetworking/plugins/plugins/main/$(p)) \
 		$(foreach p,portmap bandwidth,github.com/containernetworking/plugins/plugins/meta/$(p)) \
 		github.com/containernetworking/plugins/plugins/ipam/host-local
+kubelet:
+	@mkdir -p bin/tools
+	cd integration/tools/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../../../bin/tools/kubelet k8s.io/kubernetes/cmd/kubelet
 staticcheck:
 	@mkdir -p bin/tools
 	@$(TOOLS) build -trimpath -buildvcs=false -o ../../bin/tools/staticcheck honnef.co/go/tools/cmd/staticcheck
@@ -133,7 +132,7 @@ staticcheck:
 ##@ Look after
 
 .PHONY: lint
-lint: deps pause staticcheck ## Check the format, go vet, staticcheck
+lint: deps staticcheck pause-check ## Check the format, go vet, staticcheck, and the embedded programs
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$$unformatted"; exit 1; }
 	$(GO) vet -tags 'seccomp integration' ./...
 	bin/tools/staticcheck -tags 'seccomp integration' ./...

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -16,7 +17,7 @@ import (
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/runtime/keeper"
-	"github.com/berth-node/berth/runtime/pause"
+	"github.com/berth-node/berth/internal/pause"
 	"github.com/berth-node/berth/runtime/sandboxns"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -156,7 +157,9 @@ func (r *Runtime) attachNetwork(ctx context.Context, sb *sandbox) error {
 	if sb.record.Anchors.NetNS == "" {
 		return nil
 	}
+	began := time.Now()
 	result, err := r.cfg.Network.Attach(ctx, networkRequest(sb))
+	r.cfg.Metrics.NetworkAttached(time.Since(began), err)
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
@@ -247,7 +250,10 @@ func (r *Runtime) teardown(ctx context.Context, sb *sandbox) error {
 	failed := r.removePause(ctx, sb)
 	a := sb.factsNow().Anchors
 	if a.NetNS != "" {
-		if err := r.cfg.Network.Detach(ctx, networkRequest(sb)); err != nil {
+		began := time.Now()
+		err := r.cfg.Network.Detach(ctx, networkRequest(sb))
+		r.cfg.Metrics.NetworkDetached(time.Since(began), err)
+		if err != nil {
 			// The namespace stays: plugins need it to give back what they took.
 			return errors.Join(failed, fmt.Errorf("network: %w", err))
 		}

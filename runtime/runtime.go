@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/runtime/image"
@@ -53,7 +54,9 @@ type Config struct {
 	ExecDrain time.Duration
 	// MaxLogLine is the size in bytes at which a line of a container's log is split.
 	MaxLogLine int
-	Log        *slog.Logger
+	// Metrics counts what this package does; nil does not.
+	Metrics *metrics.Metrics
+	Log     *slog.Logger
 }
 
 // HandlerConfig says what a runtime handler adds.

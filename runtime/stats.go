@@ -114,11 +114,22 @@ func (r *Runtime) sandboxStats(ctx context.Context, sb *sandbox) (SandboxStats, 
 		return SandboxStats{}, err
 	}
 	for _, c := range out.Containers {
-		if c.Cgroup != nil {
-			out.Processes += c.Cgroup.Pids.Current
-		}
+		out.Processes += r.processesOf(c.Container.CgroupsPath)
 	}
 	return out, nil
+}
+
+// processesOf counts processes, where the pids controller counts threads.
+func (r *Runtime) processesOf(cgroupsPath string) uint64 {
+	group, err := r.cfg.Cgroups.Open(cgroupsPath)
+	if err != nil {
+		return 0
+	}
+	pids, err := group.Pids()
+	if err != nil {
+		return 0 // it went while we looked
+	}
+	return uint64(len(pids))
 }
 
 // podGroup is the pod's own cgroup. Where the sandbox has none of its own, being below the node's default parent with

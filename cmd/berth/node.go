@@ -66,6 +66,8 @@ func (n *node) shut() error {
 func (n *node) onClose(f func() error) { n.close = append(n.close, f) }
 
 func (n *node) build() error {
+	stream.RouteKlog(n.log)
+	n.metrics = metrics.New(version)
 	host, err := n.openCgroups()
 	if err != nil {
 		return err
@@ -95,7 +97,6 @@ func (n *node) build() error {
 	}, cri.StreamBackend(n.runtime)); err != nil {
 		return err
 	}
-	n.metrics = metrics.New(version)
 	n.cri = cri.New(cri.Config{
 		Runtime: n.runtime, Images: n.images, Streams: n.streams, Cgroups: host, Version: version,
 		RootDir: n.cfg.RootDir, StateDir: n.cfg.RunDir, Log: n.log, Metrics: n.metrics,
@@ -178,7 +179,7 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		UnprivilegedPorts: n.cfg.Container.EnableUnprivilegedPorts, UnprivilegedPing: n.cfg.Container.EnableUnprivilegedICMP,
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
 		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout,
-		MaxLogLine: n.cfg.Log.MaxContainerLogLineSize, Log: n.log,
+		MaxLogLine: n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
 	}
 }
 

@@ -312,7 +312,7 @@ func (c *Client) await(ctx context.Context, number uint64, back chan answer) (an
 	case a := <-back:
 		return a, nil
 	case <-c.done:
-		return answer{}, c.lost()
+		return c.lastAnswer(back)
 	case <-ctx.Done():
 	}
 	if err := c.send(Message{Kind: KindCancel, Number: number}, nil); err != nil {
@@ -328,9 +328,19 @@ func (c *Client) await(ctx context.Context, number uint64, back chan answer) (an
 		}
 		return a, nil
 	case <-c.done:
-		return answer{}, c.lost()
+		return c.lastAnswer(back)
 	case <-grace.C:
 		return answer{}, fmt.Errorf("keeper: no answer, outcome unknown: %w", ctx.Err())
+	}
+}
+
+// lastAnswer is for the end of the connection: the answer may have come just before.
+func (c *Client) lastAnswer(back chan answer) (answer, error) {
+	select {
+	case a := <-back:
+		return a, nil
+	default:
+		return answer{}, fmt.Errorf("keeper: connection lost: %w: %w", c.Err(), errdefs.ErrUnavailable)
 	}
 }
 
@@ -364,11 +374,6 @@ func (c *Client) send(msg Message, files []*os.File) error {
 		return fmt.Errorf("keeper: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	return nil
-}
-
-// lost is the error of a call whose connection ended.
-func (c *Client) lost() error {
-	return fmt.Errorf("keeper: connection lost: %w: %w", c.Err(), errdefs.ErrUnavailable)
 }
 
 // end closes the connection for the reason err; receive then does the rest.

@@ -119,7 +119,8 @@ type State struct {
 	// Adopted says that the process was taken over from a keeper that died.
 	Adopted bool `json:"adopted,omitempty"`
 	// ConsoleLost says that the terminal's master end was lost with a keeper that died: no attach, resize or further
-	// output. It happens only if the daemon, which holds a spare, died together with the keeper.
+	// output. It happens only if the daemon, which holds a spare, died together with the keeper; and the hangup ends most
+	// workloads then.
 	ConsoleLost bool `json:"consoleLost,omitempty"`
 	// StdinClosed says that CloseStdin was called.
 	StdinClosed bool `json:"stdinClosed,omitempty"`

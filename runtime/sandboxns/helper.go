@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/nsfile"
-	"github.com/berth-node/berth/runtime/pause"
+	"github.com/berth-node/berth/internal/pause"
 )
 
 // createOwned makes a user namespace and the others inside it. It runs on a thread of its own.

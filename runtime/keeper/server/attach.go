@@ -9,7 +9,8 @@ import (
 )
 
 // maxBehind bounds the output that waits for one attached client, in bytes. One that falls further behind is cut off.
-const maxBehind = 1 << 20
+// It is memory only while a client is behind, and large enough for a burst to a client over a slow network.
+const maxBehind = 8 << 20
 
 // viewers are the attached clients of one container.
 type viewers struct {

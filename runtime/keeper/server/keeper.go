@@ -31,6 +31,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -109,7 +110,7 @@ func Run(ctx context.Context, cfg Config) error {
 	k.adopt(ctx)
 	go k.obey(ctx)
 
-	listener, err := listen(filepath.Join(cfg.RunDir, keeper.SocketName))
+	listener, err := listen(ctx, filepath.Join(cfg.RunDir, keeper.SocketName))
 	if err != nil {
 		return err
 	}
@@ -117,7 +118,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	k.log.Info("keeper listens", "socket", listener.Addr().String(), "containers", len(k.containers))
+	k.log.Info("keeper listens", "runDir", k.runDir, "containers", len(k.containers))
 	err = k.accept(ctx, listener)
 	stop()
 	<-launchers
@@ -173,26 +174,22 @@ func takeLock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// listen binds the socket under another name and renames it, so that it is never there without its mode and a listener.
-func listen(path string) (*net.UnixListener, error) {
-	next := path + ".new"
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+// listen takes the place of a socket that a keeper before has left; the lock says that it is dead.
+func listen(ctx context.Context, path string) (*net.UnixListener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: next, Net: "unix"})
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		// Before bind: the file gets the mode of the socket, so there is no moment at which others may connect.
+		err := raw.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	l, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false)
-	err = os.Chmod(next, 0o600)
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	return l.(*net.UnixListener), nil // its Close removes the file
 }
 
 func (k *Keeper) accept(ctx context.Context, l *net.UnixListener) error {
@@ -202,7 +199,6 @@ func (k *Keeper) accept(ctx context.Context, l *net.UnixListener) error {
 			if err == nil {
 				uc.Close()
 			}
-			os.Remove(filepath.Join(k.runDir, keeper.SocketName))
 			return nil
 		}
 		if err != nil {

@@ -1,9 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -12,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reapGrace is how long the parent of an adopted process may take to reap it. Only then the kernel tells the exit code.
-const reapGrace = 2 * time.Second
+// reapGrace is how long the parent of an adopted process may take to reap it, where the kernel tells the exit code only
+// then.
+const reapGrace = 10 * time.Second
 
 // process is a process that the keeper watches.
 type process struct {
@@ -83,15 +87,19 @@ func (p *process) status(r *reaper) (unix.WaitStatus, bool) {
 			return status, true
 		}
 	}
-	return p.reapedStatus()
+	return p.strangerStatus()
 }
 
-// reapedStatus asks the pidfd. Kernels before 6.15 do not know.
-func (p *process) reapedStatus() (unix.WaitStatus, bool) {
+// strangerStatus is for a process that is another's child, pid 1's as a rule. While it is a zombie /proc has its status,
+// afterwards its pidfd (Linux 6.15).
+func (p *process) strangerStatus() (unix.WaitStatus, bool) {
+	if status, ok := p.zombieStatus(); ok {
+		return status, true
+	}
 	if status, ok, err := p.exitInfo(); ok || err != nil {
 		return status, ok
 	}
-	// Not reaped yet. The pidfd says so with POLLHUP.
+	// A zombie whose status we may not see. When it is reaped, the pidfd says so with POLLHUP.
 	p.pidfd.SetReadDeadline(time.Now().Add(reapGrace))
 	defer p.pidfd.SetReadDeadline(time.Time{})
 	if err := p.poll(unix.POLLHUP); err != nil {
@@ -99,6 +107,27 @@ func (p *process) reapedStatus() (unix.WaitStatus, bool) {
 	}
 	status, ok, _ := p.exitInfo()
 	return status, ok
+}
+
+// zombieStatus reads field 52 of /proc/PID/stat, which is 0 for those who may not see it. The link is under the same
+// rule and says so: a zombie has no working directory, but to some it does not even say that.
+func (p *process) zombieStatus() (unix.WaitStatus, bool) {
+	proc := "/proc/" + strconv.Itoa(p.Pid)
+	if _, err := os.Readlink(proc + "/cwd"); !errors.Is(err, os.ErrNotExist) {
+		return 0, false
+	}
+	data, err := os.ReadFile(proc + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	// The second field is the name in parentheses and may hold anything: count from behind it.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	const state, start, exitCode = 3 - 3, 22 - 3, 52 - 3
+	if len(fields) <= exitCode || fields[state] != "Z" || fields[start] != strconv.FormatUint(p.StartTime, 10) {
+		return 0, false
+	}
+	status, err := strconv.ParseUint(fields[exitCode], 10, 32)
+	return unix.WaitStatus(status), err == nil
 }
 
 func (p *process) exitInfo() (status unix.WaitStatus, ok bool, err error) {
