@@ -33,7 +33,7 @@ func TestCrictl(t *testing.T) {
 		}
 		return path
 	}
-	podFile := file("pod.json", `{"metadata":{"name":"walk","namespace":"default","uid":"u1"},"log_directory":"`+n.Dir+`/logs","linux":{}}`)
+	podFile := file("pod.json", `{"metadata":{"name":"walk","namespace":"default","uid":"u1"},"hostname":"walk","log_directory":"`+n.Dir+`/logs","linux":{}}`)
 	containerFile := file("container.json", `{"metadata":{"name":"app"},"image":{"image":"`+images.Tools+`"},"command":["sh","-c","echo hello; trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"],"log_path":"app.log","linux":{}}`)
 
 	want(run("version"), "RuntimeName:  berth", "RuntimeApiVersion:  v1")
@@ -43,7 +43,7 @@ func TestCrictl(t *testing.T) {
 	if err := json.Unmarshal([]byte(run("info")), &info); err != nil || len(info.Status.Conditions) < 2 {
 		t.Errorf("info: %+v, %v", info, err)
 	}
-	want(run("runtime-config"), "cgroupDriver")
+	want(run("runtime-config"), "cgroup driver:")
 	want(run("pull", images.Tools), "Image is up to date for")
 	want(run("images"), images.Registry+"/tools", "1 ")
 	want(run("inspecti", images.Tools), `"repoTags"`)

@@ -90,6 +90,7 @@ func TestWhiteouts(t *testing.T) {
 func TestPullWithLogin(t *testing.T) {
 	n := sharedNode(t)
 	const user, password = "ann", "s3cret:with colon"
+	private := world.private + "/app:1"
 	for name, c := range map[string]struct {
 		bearer bool
 		auth   func() *cri.AuthConfig
@@ -101,25 +102,36 @@ func TestPullWithLogin(t *testing.T) {
 		"bearer":         {true, func() *cri.AuthConfig { return &cri.AuthConfig{Username: user, Password: password} }},
 		"identity token": {true, func() *cri.AuthConfig { return &cri.AuthConfig{IdentityToken: password} }},
 		"registry token": {true, func() *cri.AuthConfig {
-			return &cri.AuthConfig{RegistryToken: world.registry.Token(images.PrivateRegistry)}
+			return &cri.AuthConfig{RegistryToken: world.registry.Token(privateHost)}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			world.registry.Require(images.PrivateRegistry, registry.Login{User: user, Password: password, Bearer: c.bearer})
-			t.Cleanup(func() { world.registry.Require(images.PrivateRegistry, registry.Login{}) })
-			removeImage(t, n, images.Private)
-			if _, err := pull(t, n, images.Private, nil); err == nil {
+			world.registry.Require(privateHost, registry.Login{User: user, Password: password, Bearer: c.bearer})
+			t.Cleanup(func() { world.registry.Require(privateHost, registry.Login{}) })
+			removeImage(t, n, private)
+			if _, err := pull(t, n, private, nil); err == nil {
 				t.Error("pulled without a login")
 			}
-			if _, err := pull(t, n, images.Private, &cri.AuthConfig{Username: user, Password: "wrong"}); err == nil {
+			if _, err := pull(t, n, private, &cri.AuthConfig{Username: user, Password: "wrong"}); err == nil {
 				t.Error("pulled with a wrong password")
 			} else if strings.Contains(err.Error(), "wrong\"") {
 				t.Errorf("the error tells the password: %v", err)
 			}
-			if _, err := pull(t, n, images.Private, c.auth()); err != nil {
+			if _, err := pull(t, n, private, c.auth()); err != nil {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A mirror that the operator configured gets the request, and not the credentials, which are for the registry.
+func TestMirrorGetsNoCredentials(t *testing.T) {
+	n := sharedNode(t)
+	removeImage(t, n, images.Volume)
+	world.registry.Require(images.Registry, registry.Login{User: "ann", Password: "secret"})
+	t.Cleanup(func() { world.registry.Require(images.Registry, registry.Login{}) })
+	if _, err := pull(t, n, images.Volume, &cri.AuthConfig{Username: "ann", Password: "secret"}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("credentials of %s were sent to another address: %v", images.Registry, err)
 	}
 }
 
@@ -128,7 +140,7 @@ func TestPullErrors(t *testing.T) {
 	for ref, want := range map[string]codes.Code{
 		images.Registry + "/no/such:1":    codes.NotFound,
 		images.Registry + "/tools:absent": codes.NotFound,
-		"UPPER/case":                      codes.InvalidArgument,
+		images.Registry + "/UPPER:1":      codes.InvalidArgument,
 		"":                                codes.InvalidArgument,
 	} {
 		if _, err := pull(t, n, ref, nil); status.Code(err) != want {
@@ -221,9 +233,9 @@ func TestSaveAndLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(n.Dir, "tools.tar")
-	n.Berth(t, "image", "save", "--cri-socket", n.Socket, "--run-dir", n.RunDir, "-o", file, images.Tools)
+	n.Berth(t, "image", "save", "-o", file, images.Tools)
 	removeImage(t, n, images.Tools)
-	n.Berth(t, "image", "load", "--cri-socket", n.Socket, "--run-dir", n.RunDir, file)
+	n.Berth(t, "image", "load", file)
 	if got := imageStatus(t, n, images.Tools); got.GetId() != id {
 		t.Fatalf("loaded as %v, was %s", got, id)
 	}
@@ -234,7 +246,7 @@ func TestSaveAndLoad(t *testing.T) {
 	if after := len(world.registry.Requests()); after != before {
 		t.Errorf("the registry was asked %d times for a loaded image", after-before)
 	}
-	if err := wantIn(n.Berth(t, "image", "list", "--cri-socket", n.Socket, "--run-dir", n.RunDir), images.Registry+"/tools"); err != nil {
+	if err := wantIn(n.Berth(t, "image", "list"), images.Registry+"/tools"); err != nil {
 		t.Error(err)
 	}
 }

@@ -22,11 +22,15 @@ import (
 var world struct {
 	registry *registry.Registry
 	hostsDir string
+	private  string // the registry that tests may lock, a host and port
 
 	once sync.Once
 	node *harness.Node
 	err  error
 }
+
+// privateHost is what the registry knows of world.private: hosts are told apart without their ports.
+const privateHost = "localhost"
 
 func TestMain(m *testing.M) {
 	code, err := run(m)
@@ -63,8 +67,9 @@ func run(m *testing.M) (int, error) {
 	return code, errors.Join(err, leaks.Wait(before, harness.Patience(15*time.Second)))
 }
 
-// serveImages serves the test images: the private registry in TLS with an authority of its own, and all others in plain
-// HTTP.
+// serveImages serves the test images in plain HTTP, under the names of their registries. The same registry is on localhost
+// in TLS, with an authority of its own, for the tests that log in: credentials go to the registry of the image's name and
+// to no other address, so there the two have to be the same.
 func serveImages(hostsDir string) (stop func(), err error) {
 	if world.registry, err = registry.Open(harness.Layout()); err != nil {
 		return nil, fmt.Errorf("%w (make images)", err)
@@ -73,7 +78,7 @@ func serveImages(hostsDir string) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	tls, err := registry.ListenTLS(world.registry, "127.0.0.1:0")
+	tls, err := registry.ListenTLS(world.registry, "127.0.0.1:0", privateHost)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +86,11 @@ func serveImages(hostsDir string) (stop func(), err error) {
 	if err := plain.WriteHosts(hostsDir, world.registry.Hosts()...); err != nil {
 		return nil, err
 	}
-	if err := tls.WriteHosts(hostsDir, images.PrivateRegistry); err != nil {
+	world.private = fmt.Sprintf("localhost:%d", tls.Port())
+	if err := tls.WriteHosts(hostsDir, world.private); err != nil {
+		return nil, err
+	}
+	if err := world.registry.Tag(images.Private, privateHost+"/app:1"); err != nil {
 		return nil, err
 	}
 	return func() { plain.Close(); tls.Close() }, nil

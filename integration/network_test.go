@@ -69,7 +69,7 @@ func dualStack(t *testing.T, n *harness.Node) {
 		t.Run(family+"/host to pod", func(t *testing.T) { wantServer(t, get(t, address), ips) })
 		t.Run(family+"/pod to pod", func(t *testing.T) { wantServer(t, client.Exec(t, "wget", "-qO-", "http://"+address), ips) })
 		t.Run(family+"/pod to itself by its address", func(t *testing.T) {
-			own := server.Sh(t, "own", "sleep 1000")
+			own := server.Sh(t, "own-"+family, "sleep 1000")
 			wantServer(t, own.Exec(t, "wget", "-qO-", "http://"+address), ips)
 		})
 		t.Run(family+"/pod to host", func(t *testing.T) { podToHost(t, client, family == "IPv6") })
@@ -209,25 +209,34 @@ func TestHostPortsOfTwoPodsDoNotClash(t *testing.T) {
 func TestUDPHostPort(t *testing.T) {
 	n := sharedNode(t)
 	pod := n.RunPod(t, "udp", func(c *cri.PodSandboxConfig) {
-		c.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_UDP, ContainerPort: 5353, HostPort: 12083}}
+		c.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_UDP, ContainerPort: 80, HostPort: 12083}}
 	})
-	c := pod.Sh(t, "echo", "echo ready; nc -u -l -p 5353")
-	waitForText(t, c, "stdout", "ready")
-	harness.Eventually(t, 15*time.Second, "datagram to arrive", func() error {
-		conn, err := net.Dial("udp", "127.0.0.1:12083")
-		if err != nil {
-			return err
+	pod.Run(t, web(":80"))
+	addresses := []string{"127.0.0.1:12083"}
+	for _, v6 := range []bool{false, true} {
+		if host := hostAddress(v6); host.IsValid() {
+			addresses = append(addresses, net.JoinHostPort(host.String(), "12083"))
 		}
-		defer conn.Close()
-		if _, err := conn.Write([]byte("ping\n")); err != nil {
-			return err
-		}
-		lines, err := harness.ReadLog(c.LogPath())
-		if err != nil {
-			return err
-		}
-		return wantIn(strings.Join(harness.Texts(lines, "stdout"), " "), "ping")
-	})
+	}
+	for _, address := range addresses {
+		harness.Eventually(t, 15*time.Second, "datagram from "+address, func() error {
+			conn, err := net.Dial("udp", address)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(time.Second))
+			if _, err := conn.Write([]byte("ping")); err != nil {
+				return err
+			}
+			answer := make([]byte, 100)
+			k, err := conn.Read(answer)
+			if err != nil {
+				return err
+			}
+			return wantIn(string(answer[:k]), "udp ping")
+		})
+	}
 }
 
 func TestDNSAndHostname(t *testing.T) {

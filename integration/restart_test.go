@@ -104,7 +104,7 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	n := ownNode(t)
 	pod := n.RunPod(t, "survivor")
 	counts := pod.Sh(t, "counts", counter)
-	ends := pod.Sh(t, "ends", `echo first; sleep 2; head -c 300000 /dev/zero | tr "\0" x | fold -w 1000; echo last; exit 42`)
+	ends := pod.Sh(t, "ends", `echo first; sleep 2; head -c 300000 /dev/zero | tr "\0" x | fold -w 1000; echo; echo last; exit 42`)
 	waitForText(t, ends, "stdout", "first")
 
 	n.Kill9(t)

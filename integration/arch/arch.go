@@ -33,7 +33,7 @@ var Rules = []Rule{
 	{"runtime/image/layer", []string{"internal/..."}, "layers know nothing of images' names"},
 	{"runtime/checkpoint", []string{"internal/..."}, "siblings do not know each other"},
 	{"runtime/nri", []string{"internal/..."}, "siblings do not know each other"},
-	{"runtime/pause", nil, "an embedded program"},
+	{"internal/pause", nil, "an embedded program"},
 	{"runtime/sandboxns", []string{"internal/...", "network/netns"}, "pins namespaces, the network's among them"},
 
 	{"network", []string{"network/netns", "internal/..."}, "it knows paths, not pods"},

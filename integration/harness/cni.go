@@ -19,8 +19,9 @@ type CNI struct {
 	tables []string // those that were there before
 }
 
-// cniTables are what the plugins make and never delete.
-var cniTables = []string{"inet cni_plugins_masquerade", "inet cni_hostport", "ip cni_hostport", "ip6 cni_hostport"}
+// cniTables are what the plugins make and never delete. The tables called nat come from the iptables command, which they
+// run to see whether there is something to remove.
+var cniTables = []string{"inet cni_plugins_masquerade", "inet cni_hostport", "ip cni_hostport", "ip6 cni_hostport", "ip nat", "ip6 nat"}
 
 // NewCNI writes a dual-stack bridge network with host ports into dir.
 func NewCNI(dir, bridge string) (*CNI, error) {

@@ -42,7 +42,8 @@ func Texts(lines []LogLine, stream string) []string {
 	return texts
 }
 
-// ReadLog parses a file in the CRI's log format: time, stream, tags (P: the line goes on; F: it is full), text.
+// ReadLog parses a file in the CRI's log format: time, stream, tags (P: the line goes on; F: it is full), text. What is
+// there of a line whose end has not come is a line too, the last of its stream.
 func ReadLog(file string) ([]LogLine, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -75,6 +76,9 @@ func ReadLog(file string) ([]LogLine, error) {
 			lines = append(lines, *line)
 			delete(open, fields[1])
 		}
+	}
+	for _, line := range open {
+		lines = append(lines, *line)
 	}
 	return lines, nil
 }

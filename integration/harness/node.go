@@ -52,6 +52,7 @@ type Node struct {
 	daemon  *exec.Cmd
 	exited  chan struct{} // closed when the daemon that was started last has ended
 	log     *os.File
+	drained bool
 }
 
 // StartNode starts a node that the test drains at its end, after which nothing of it may be left.
@@ -125,13 +126,14 @@ func (n *Node) Start() error {
 	} else {
 		args = append(args, "--network", "cni", "--cni-conf-dir", n.options.CNI.ConfDir, "--cni-bin-dir", n.options.CNI.BinDir)
 	}
-	if n.options.Config != "" {
+	if config := n.options.Config + driverConfig(); config != "" {
 		file := filepath.Join(n.Dir, "config.yaml")
-		if err := os.WriteFile(file, []byte(n.options.Config), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 			return err
 		}
 		args = append(args, "--config", file)
 	}
+	n.drained = false
 	n.daemon = exec.Command(filepath.Join(bin, "berth"), append(args, n.options.Flags...)...)
 	n.daemon.Stdout, n.daemon.Stderr = n.log, n.log
 	n.daemon.Env = append(os.Environ(), n.options.Env...)
@@ -226,34 +228,39 @@ func (n *Node) end(sig syscall.Signal) error {
 	if !n.Running() {
 		return nil
 	}
-	if err := n.daemon.Process.Signal(sig); err != nil {
+	if err := n.daemon.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
+	return n.waitEnd("after " + sig.String())
+}
+
+func (n *Node) waitEnd(when string) error {
 	select {
 	case <-n.exited:
 		return nil
 	case <-time.After(Patience(60 * time.Second)):
-		return fmt.Errorf("the daemon lives on after %s", sig)
+		return fmt.Errorf("the daemon lives on %s", when)
 	}
 }
 
-// Drain runs the operator's command that removes all pods and ends the keeper.
+// Drain runs the operator's command that removes all pods and ends the daemon and the keeper.
 func (n *Node) Drain() error {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience(2*time.Minute))
 	defer cancel()
-	out, err := n.command(ctx, "drain", "--run-dir", n.RunDir, "--cri-socket", n.Socket).CombinedOutput()
+	out, err := n.command(ctx, "drain", "--run-dir", n.RunDir, "--grace", "0s").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("berth drain: %w\n%s", err, out)
 	}
-	return nil
+	n.drained = true
+	return n.waitEnd("after berth drain")
 }
 
-// Berth runs one of the operator's commands and returns what it printed.
+// Berth runs one of the operator's commands against this node and returns what it printed.
 func (n *Node) Berth(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience(time.Minute))
 	defer cancel()
-	out, err := n.command(ctx, args...).CombinedOutput()
+	out, err := n.command(ctx, append(args, "--run-dir", n.RunDir)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("berth %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -268,11 +275,11 @@ func (n *Node) command(ctx context.Context, args ...string) *exec.Cmd {
 // cleared away as far as possible.
 func (n *Node) Close() error {
 	var errs []error
-	if !n.Running() && n.daemon != nil {
+	if !n.Running() && n.daemon != nil && !n.drained {
 		errs = append(errs, n.Start()) // a test left it dead: its pods still have to go
 	}
 	if n.Running() {
-		errs = append(errs, n.Drain(), n.end(syscall.SIGTERM))
+		errs = append(errs, n.Drain())
 	}
 	if n.Running() {
 		errs = append(errs, n.end(syscall.SIGKILL))

@@ -31,6 +31,15 @@ func Tool(name string) string { return filepath.Join(Root(), "bin", "tools", nam
 // Layout returns the folder of the test images.
 func Layout() string { return filepath.Join(Root(), "out", "images") }
 
+// driverConfig lets a whole run of the tests use one cgroup driver: BERTH_TEST_CGROUP_DRIVER.
+func driverConfig() string {
+	driver := os.Getenv("BERTH_TEST_CGROUP_DRIVER")
+	if driver == "" {
+		return ""
+	}
+	return "cgroup:\n  driver: " + driver + "\n"
+}
+
 // Patience scales a limit for machines on which all programs are slow: BERTH_TEST_SLOWNESS is a factor.
 func Patience(d time.Duration) time.Duration {
 	factor, err := strconv.Atoi(os.Getenv("BERTH_TEST_SLOWNESS"))

@@ -96,13 +96,12 @@ func marker(user, text string, names ...string) Image {
 
 // Names of the images that the integration tests use.
 const (
-	Registry        = "registry.berth.test"
-	PrivateRegistry = "private.berth.test"
+	Registry = "registry.berth.test"
 
 	Tools       = Registry + "/tools:1"       // busybox and the web server, an index in gzip
 	ToolsZstd   = Registry + "/tools:zstd"    // the same layers in zstd
 	ToolsDocker = Registry + "/tools:docker"  // the same as a Docker manifest
-	Private     = PrivateRegistry + "/app:1"  // served to those who log in
+	Private     = Registry + "/private:1"     // for registries that ask for a login
 	StopByUSR1  = Registry + "/stop-signal:1" // asks for SIGUSR1 as its stop signal
 	Volume      = Registry + "/volume:1"      // files for image volumes: top, dir/inner
 	Whiteouts   = Registry + "/whiteouts:1"   // later layers remove what earlier ones have

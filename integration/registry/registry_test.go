@@ -129,7 +129,7 @@ func TestLogins(t *testing.T) {
 }
 
 func TestTLSHostsFileTrustsItsOwnAuthority(t *testing.T) {
-	s, err := ListenTLS(New(), "127.0.0.1:0", "private.test")
+	s, err := ListenTLS(New(), "127.0.0.1:0", "localhost")
 	if err != nil {
 		t.Fatal(err)
 	}

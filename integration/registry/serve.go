@@ -50,16 +50,16 @@ func (r *Registry) wait(req *http.Request) {
 	}
 }
 
+// hostOf returns the host that a request means, without a port if it is a name: the port of a test server changes from run
+// to run.
 func hostOf(req *http.Request) string {
-	if ns := req.URL.Query().Get("ns"); ns != "" {
-		return ns
+	named := req.URL.Query().Get("ns")
+	if named == "" {
+		named = req.Host
 	}
-	host, _, err := net.SplitHostPort(req.Host)
-	if err != nil {
-		return req.Host
-	}
-	if ip := net.ParseIP(host); ip != nil {
-		return req.Host // an address is named with its port, as in 127.0.0.1:5000/app
+	host, _, err := net.SplitHostPort(named)
+	if err != nil || net.ParseIP(host) != nil {
+		return named
 	}
 	return host
 }

@@ -22,6 +22,7 @@ import (
 type Server struct {
 	// CA is the authority's certificate in PEM; nil for plain HTTP.
 	CA     []byte
+	name   string // of the host in URLs; empty for the address
 	listen net.Listener
 	http   *http.Server
 }
@@ -31,14 +32,18 @@ func Listen(r http.Handler, address string) (*Server, error) {
 	return start(r, address, nil, nil)
 }
 
-// ListenTLS serves r in TLS. The certificate is valid for 127.0.0.1, ::1 and the given names, and signed by an authority
-// that is made for this server.
-func ListenTLS(r http.Handler, address string, names ...string) (*Server, error) {
-	ca, certificate, err := issue(names)
+// ListenTLS serves r in TLS. The certificate is valid for 127.0.0.1, ::1 and name, and signed by an authority that is made
+// for this server. Its URL has the name, which has to lead here.
+func ListenTLS(r http.Handler, address, name string) (*Server, error) {
+	ca, certificate, err := issue(name)
 	if err != nil {
 		return nil, err
 	}
-	return start(r, address, ca, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}})
+	s, err := start(r, address, ca, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}})
+	if err == nil {
+		s.name = name
+	}
+	return s, err
 }
 
 func start(r http.Handler, address string, ca []byte, config *tls.Config) (*Server, error) {
@@ -63,7 +68,7 @@ func (s *Server) Port() int { return s.listen.Addr().(*net.TCPAddr).Port }
 // URL returns the base URL.
 func (s *Server) URL() string {
 	if s.CA != nil {
-		return "https://" + s.Addr()
+		return fmt.Sprintf("https://%s:%d", s.name, s.Port())
 	}
 	return "http://" + s.Addr()
 }
@@ -94,7 +99,7 @@ func (s *Server) WriteHosts(dir string, names ...string) error {
 }
 
 // issue makes a certificate authority and a server's certificate signed by it.
-func issue(names []string) (caPEM []byte, server tls.Certificate, err error) {
+func issue(name string) (caPEM []byte, server tls.Certificate, err error) {
 	now := time.Now()
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -117,7 +122,7 @@ func issue(names []string) (caPEM []byte, server tls.Certificate, err error) {
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "test registry"},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames: names, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	if err != nil {

@@ -26,7 +26,7 @@ clean_up() {
 	if [[ -n $daemon ]]; then
 		echo
 		echo "draining the node"
-		bin/berth drain --run-dir "$dir/run" --cri-socket "$socket" || status=1
+		bin/berth drain --run-dir "$dir/run" --grace 5s || status=1
 		kill -TERM "$daemon" 2>/dev/null || true
 		wait "$daemon" 2>/dev/null || true
 	fi
@@ -52,7 +52,7 @@ for ((i = 0; i < 200; i++)); do
 	sleep 0.1
 done
 
-bin/berth image load --run-dir "$dir/run" --cri-socket "$socket" bin/demo-web.tar
+bin/berth image load --run-dir "$dir/run" bin/demo-web.tar
 cat >"$dir/pod.json" <<JSON
 {"metadata": {"name": "demo", "namespace": "default", "uid": "demo"}, "hostname": "demo", "log_directory": "$dir/logs",
  "port_mappings": [{"container_port": $port, "host_port": $port}], "linux": {}}

@@ -2,7 +2,7 @@
 // httpd where only their outward behaviour matters.
 //
 // Every request is answered with the pod's name and its addresses, so that a person with curl, and a test, see which pod
-// answered and over which family.
+// answered and over which family. Datagrams to the same port come back with the pod's name before them.
 package main
 
 import (
@@ -84,6 +84,11 @@ func serve(s settings) error {
 			return err
 		}
 	}
+	datagrams, err := net.ListenPacket("udp", s.Listen)
+	if err != nil {
+		return err
+	}
+	go echo(datagrams)
 	fmt.Printf("%slistening on %s\n", s.Greeting, l.Addr())
 	server := &http.Server{Handler: http.HandlerFunc(answer), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
@@ -94,6 +99,18 @@ func serve(s settings) error {
 		return err
 	}
 	return nil
+}
+
+// echo sends every datagram back with the pod's name before it.
+func echo(c net.PacketConn) {
+	name, _ := os.Hostname() // an empty name is an answer too
+	for buf := make([]byte, 1500); ; {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo(fmt.Appendf(nil, "%s %s", name, buf[:n]), from) // a datagram may be lost anyway
+	}
 }
 
 // answer tells who serves the request and who asked.
