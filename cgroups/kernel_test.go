@@ -455,8 +455,10 @@ func TestOOMWatcherTooLate(t *testing.T) {
 	if err := os.WriteFile(dir+"/pod/memory.events", []byte("oom_kill 6\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if !w.Killed("a") || !w.Killed("a") {
-		t.Error("the kill that only the pod counted is lost")
+	for range 2 { // asking does not use it up
+		if !w.Killed("a") {
+			t.Error("the kill that only the pod counted is lost")
+		}
 	}
 	if w.Killed("b") {
 		t.Error("one kill is told of two containers")

@@ -33,14 +33,16 @@ func loadConfFile(path string) (*libcni.NetworkConfigList, error) {
 	if strings.HasSuffix(path, ".conflist") {
 		return libcni.NetworkConfFromFile(path)
 	}
-	single, err := libcni.ConfFromFile(path) //nolint:staticcheck // .conf and .json files hold one plugin, and are still in use
+	//lint:ignore SA1019 .conf and .json files hold one plugin, and are still in use
+	single, err := libcni.ConfFromFile(path)
 	if err != nil {
 		return nil, err
 	}
 	if single.Network.Type == "" {
 		return nil, errors.New("no type: a list of plugins must be in a file named *.conflist")
 	}
-	return libcni.ConfListFromConf(single) //nolint:staticcheck // see above
+	//lint:ignore SA1019 see above
+	return libcni.ConfListFromConf(single)
 }
 
 // A confWatch calls back when the files in a folder change. The folder may come, go and come again, its parents too.

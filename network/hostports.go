@@ -148,13 +148,6 @@ func (t *portTable) drop(ports []hostPort) {
 	}
 }
 
-// of returns the sandbox's ports.
-func (t *portTable) of(sandboxID string) []hostPort {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.bySandbox[sandboxID]
-}
-
 // all returns every port of every sandbox.
 func (t *portTable) all() []hostPort {
 	t.mu.Lock()

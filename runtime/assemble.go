@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-node/berth/internal/pause"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/runtime/keeper"
-	"github.com/berth-node/berth/internal/pause"
 	"github.com/berth-node/berth/runtime/sandboxns"
 	"github.com/berth-node/berth/runtime/spec"
 )

@@ -12,7 +12,6 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/mountinfo"
-	"github.com/opencontainers/selinux/go-selinux/label"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
@@ -51,8 +50,8 @@ func (r *Runtime) mountSource(ctx context.Context, sb *sandbox, c *container, i 
 		return "", err
 	}
 	if m.SelinuxRelabel {
-		if err := label.Relabel(source, mountLabel, false); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return "", fmt.Errorf("mounts[%s]: relabel %s: %w", m.ContainerPath, source, err)
+		if err := spec.RelabelSELinux(source, mountLabel); err != nil {
+			return "", fmt.Errorf("mounts[%s]: %w", m.ContainerPath, err)
 		}
 	}
 	return source, nil

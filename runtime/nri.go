@@ -19,7 +19,7 @@ func (r *Runtime) nriPod(sb *sandbox) nri.Pod {
 		ID: v.ID, Name: v.Config.Metadata.Name, Namespace: v.Config.Metadata.Namespace, UID: v.Config.Metadata.Uid,
 		Labels: v.Config.Labels, Annotations: v.Config.Annotations, RuntimeHandler: v.Handler,
 		CgroupParent: v.Config.GetLinux().GetCgroupParent(), NetNS: v.NetNS, Pid: v.PausePid, IPs: v.IPs,
-		Stopped: sb.factsNow().TornDown,
+		Stopped:  sb.factsNow().TornDown,
 		Overhead: v.Config.GetLinux().GetOverhead(), Resources: v.Config.GetLinux().GetResources(),
 	}
 }

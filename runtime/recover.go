@@ -19,6 +19,7 @@ import (
 	"github.com/berth-node/berth/network/netns"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/sandboxns"
+	"github.com/berth-node/berth/runtime/spec"
 )
 
 // Recover reads the records, asks the keeper and the kernel what of it is still true, finishes or undoes what was cut
@@ -79,7 +80,19 @@ func (r *Runtime) loadSandboxes() {
 			r.setAside(r.paths.sandbox(id), err)
 		default:
 			r.index.addSandbox(sb)
+			r.reserveLabel(sb)
 		}
+	}
+}
+
+// reserveLabel keeps the SELinux categories of a sandbox from being given to another one.
+func (r *Runtime) reserveLabel(sb *sandbox) {
+	label := sb.factsNow().ProcessLabel
+	if label == "" || sb.factsNow().TornDown {
+		return
+	}
+	if err := spec.ReserveSELinuxLabel(label); err != nil {
+		r.log.Warn("SELinux label of a sandbox is in use twice", "sandbox", sb.record.ID, "err", err)
 	}
 }
 

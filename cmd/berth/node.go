@@ -155,7 +155,9 @@ func (n *node) openNRI() (err error) {
 	n.nri, err = nri.Open(nri.Config{
 		Name: "berth", Version: version, SocketPath: c.SocketPath, PluginPath: c.PluginPath, PluginConfigPath: c.PluginConfigPath,
 		RegistrationTimeout: c.RegistrationTimeout, RequestTimeout: c.RequestTimeout, Log: n.log,
-		InjectCDI: func(s *specs.Spec, devices []string) error { return spec.ApplyCDI(s, devices, n.cfg.Container.CDISpecDirs) },
+		InjectCDI: func(s *specs.Spec, devices []string) error {
+			return spec.ApplyCDI(s, devices, n.cfg.Container.CDISpecDirs)
+		},
 	})
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ func parseStat(line string) (Stat, error) {
 		return Stat{}, fmt.Errorf("stat of a process: no command in %q", line)
 	}
 	fields := strings.Fields(line[end+1:])
-	const state, start = 3 - 3, 22 - 3
+	const state, start = 0, 22 - 3 // fields 3 and 22
 	if len(fields) <= start {
 		return Stat{}, fmt.Errorf("stat of a process: %d fields after the command, want more than %d", len(fields), start)
 	}

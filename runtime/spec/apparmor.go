@@ -10,6 +10,7 @@ import (
 // profile that was asked for where AppArmor is not enabled is an error, since somebody relies on it.
 func (b *builder) apparmor() error {
 	const field = "linux.security_context.apparmor"
+	//lint:ignore SA1019 clients still send the deprecated field, and its successor wins
 	profile, err := securityProfile(field, b.sc.GetApparmor(), b.sc.GetApparmorProfile())
 	if err != nil {
 		return err

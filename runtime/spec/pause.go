@@ -77,6 +77,7 @@ func PauseSpec(in PauseInput) (*specs.Spec, []string, error) {
 	if sc.GetPrivileged() {
 		return b.spec, b.limits, nil
 	}
+	//lint:ignore SA1019 clients still send the deprecated field, and its successor wins
 	profile, err := securityProfile("linux.security_context.seccomp", sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil {
 		return nil, nil, err

@@ -31,6 +31,7 @@ func (b *builder) seccomp() error {
 	if b.sc.GetPrivileged() {
 		return nil
 	}
+	//lint:ignore SA1019 clients still send the deprecated field, and its successor wins
 	profile, err := securityProfile("linux.security_context.seccomp", b.sc.GetSeccomp(), b.sc.GetSeccompProfilePath())
 	if err != nil {
 		return err

@@ -59,8 +59,11 @@ func ReleaseSELinuxLabel(processLabel string) {
 }
 
 // ReserveSELinuxLabel takes the categories of a label that a daemon before this one gave out.
-func ReserveSELinuxLabel(processLabel string) {
-	selinux.ReserveLabel(processLabel)
+func ReserveSELinuxLabel(processLabel string) error {
+	if err := selinux.ReserveLabelV2(processLabel); err != nil {
+		return fmt.Errorf("reserve SELinux label %q: %w", processLabel, err)
+	}
+	return nil
 }
 
 // RelabelSELinux gives a file, or a folder with all that is in it, the mount label of a container. File systems without

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -90,8 +91,8 @@ func fakeCreate(job keeper.Job, state string, files []*os.File) (keeper.JobResul
 	}
 	result, pidfd, err := spawnFake("/proc/self/exe", append([]string{"berth-init", fifo}, b.Args...), job.Terminal, files)
 	if err == nil {
-		text := fmt.Sprintf(`{"init_process_pid":%d,"init_process_start":%d}`, result.Pid, result.StartTime)
-		err = os.WriteFile(filepath.Join(state, "state.json"), []byte(text), 0o600)
+		text := fmt.Appendf(nil, `{"init_process_pid":%d,"init_process_start":%d}`, result.Pid, result.StartTime)
+		err = atomicfile.Write(filepath.Join(state, "state.json"), text, 0o600) // whole or not at all, as libcontainer does
 	}
 	if b.Do == "hang-with-init" {
 		select {}

@@ -122,7 +122,7 @@ func (p *process) zombieStatus() (unix.WaitStatus, bool) {
 	}
 	// The second field is the name in parentheses and may hold anything: count from behind it.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	const state, start, exitCode = 3 - 3, 22 - 3, 52 - 3
+	const state, start, exitCode = 0, 22 - 3, 52 - 3 // fields 3, 22 and 52
 	if len(fields) <= exitCode || fields[state] != "Z" || fields[start] != strconv.FormatUint(p.StartTime, 10) {
 		return 0, false
 	}
