@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/spdystream"
 	"golang.org/x/net/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -224,7 +225,8 @@ func open(t *testing.T, conn httpstream.Connection, headers ...string) httpstrea
 func readAll(t *testing.T, r io.Reader) string {
 	t.Helper()
 	b, err := io.ReadAll(r)
-	if err != nil {
+	// The library ends the streams of a port-forward with a reset; what came before it is what counts.
+	if err != nil && !errors.Is(err, spdystream.ErrReset) {
 		t.Error(err)
 	}
 	return string(b)
@@ -253,7 +255,10 @@ func TestExecSPDY(t *testing.T) {
 // echo is a fake port: it sends back what it gets, with the port's number before it.
 func echo(_ context.Context, sandboxID string, port int32, conn io.ReadWriteCloser) error {
 	if port == 81 {
-		return errors.New("nobody listens")
+		// Not before the client knows that its streams are open: a reset that comes with that word can overtake it in
+		// the client's library.
+		_, err := conn.Read(make([]byte, 1))
+		return errors.Join(errors.New("nobody listens"), err)
 	}
 	in, err := io.ReadAll(conn)
 	if err == nil {
@@ -302,8 +307,8 @@ func forwardTwice(t *testing.T, conn httpstream.Connection) {
 			portforward.PortHeader, tc.port, portforward.PortForwardRequestIDHeader, id)
 		data := open(t, conn, portforward.StreamType, portforward.StreamTypeData,
 			portforward.PortHeader, tc.port, portforward.PortForwardRequestIDHeader, id)
+		fmt.Fprint(data, "ping")
 		if tc.err == "" {
-			fmt.Fprint(data, "ping")
 			if err := data.Close(); err != nil {
 				t.Fatal(err)
 			}
