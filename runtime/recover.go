@@ -134,7 +134,11 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 	}
 	if s.Phase != keeper.PhaseCreated && f.StartedAt.IsZero() {
 		// Killed between the start and its record: the kernel knows better.
-		if err := c.update(func(f *containerFacts) { f.StartedAt = time.Now() }); err != nil {
+		at, err := f.Process.StartedAt()
+		if err != nil {
+			at = time.Now()
+		}
+		if err := c.update(func(f *containerFacts) { f.StartedAt = at }); err != nil {
 			r.log.Error("start of a container could not be recorded", "container", c.id(), "err", err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/berth-node/berth/cri"
 	"github.com/berth-node/berth/internal/admin"
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/filelock"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/stream"
 	"github.com/berth-node/berth/network"
@@ -68,6 +70,9 @@ func (n *node) onClose(f func() error) { n.close = append(n.close, f) }
 func (n *node) build() error {
 	stream.RouteKlog(n.log)
 	n.metrics = metrics.New(version)
+	if err := n.lock(); err != nil {
+		return err
+	}
 	host, err := n.openCgroups()
 	if err != nil {
 		return err
@@ -101,6 +106,21 @@ func (n *node) build() error {
 		Runtime: n.runtime, Images: n.images, Streams: n.streams, Cgroups: host, Version: version,
 		RootDir: n.cfg.RootDir, StateDir: n.cfg.RunDir, Log: n.log, Metrics: n.metrics,
 	})
+	return nil
+}
+
+// lock makes sure that no other daemon uses the folders, before anything in them is touched.
+func (n *node) lock() error {
+	for _, dir := range []string{n.cfg.RootDir, n.cfg.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		release, err := filelock.Acquire(filepath.Join(dir, "berth.lock"))
+		if err != nil {
+			return fmt.Errorf("is another berth using %s? %w", dir, err)
+		}
+		n.onClose(release)
+	}
 	return nil
 }
 

@@ -6,6 +6,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process identifies a process for good: the kernel gives a pid again, but not with the same start time.
@@ -56,6 +59,20 @@ func (p Process) Alive() bool {
 	}
 	st, err := ReadStat(p.Pid)
 	return err == nil && st.StartTime == p.StartTime && st.State != 'Z' && st.State != 'X'
+}
+
+// userHZ is the unit of the kernel's times in /proc, ticks a second: 100 on every architecture that Linux still has but
+// alpha (USER_HZ).
+const userHZ = 100
+
+// StartedAt is when the process started, to the hundredth of a second. Steps of the clock since then move it.
+func (p Process) StartedAt() (time.Time, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return time.Time{}, err
+	}
+	boot := time.Now().Add(-time.Duration(now.Nano()))
+	return boot.Add(time.Duration(p.StartTime) * time.Second / userHZ), nil
 }
 
 // BootID names this boot of the kernel.

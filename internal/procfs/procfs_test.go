@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 func TestParseStat(t *testing.T) {
@@ -42,6 +43,9 @@ func TestAlive(t *testing.T) {
 	self := Process{Pid: os.Getpid(), StartTime: st.StartTime}
 	if !self.Alive() {
 		t.Error("this process is said to be dead")
+	}
+	if at, err := self.StartedAt(); err != nil || at.After(time.Now()) || time.Since(at) > time.Hour {
+		t.Errorf("this process started at %s, %v", at, err)
 	}
 	self.StartTime++
 	if self.Alive() {
