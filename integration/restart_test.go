@@ -4,6 +4,7 @@ package integration
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,6 +178,14 @@ func TestKilledWhileStarting(t *testing.T) {
 	for i := range 12 {
 		configs = append(configs, n.PodConfig(fmt.Sprintf("cut-%d", i)))
 	}
+	namespaces := func() []string {
+		paths, err := filepath.Glob("/run/netns/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths
+	}
+	before := namespaces()
 	for _, pause := range []time.Duration{3, 11, 25, 60} {
 		var all sync.WaitGroup
 		for _, config := range configs {
@@ -192,15 +201,20 @@ func TestKilledWhileStarting(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var ids []string
 	for _, config := range configs {
 		resp, err := n.Runtime.RunPodSandbox(harness.Ctx(t), &cri.RunPodSandboxRequest{Config: config})
 		if err != nil {
 			t.Errorf("%s again: %v", config.Metadata.Name, err)
 			continue
 		}
+		ids = append(ids, resp.PodSandboxId)
 		pod := &harness.Pod{Node: n, ID: resp.PodSandboxId, Config: config}
 		if got := pod.Idle(t, "app").Exec(t, "hostname"); got != config.Hostname {
 			t.Errorf("%s: hostname %q", config.Metadata.Name, got)
 		}
+	}
+	if after := namespaces(); len(after) != len(before)+len(ids) {
+		t.Errorf("pods %v, and these network namespaces: %v", ids, after)
 	}
 }

@@ -126,13 +126,11 @@ func (n *Node) Start() error {
 	} else {
 		args = append(args, "--network", "cni", "--cni-conf-dir", n.options.CNI.ConfDir, "--cni-bin-dir", n.options.CNI.BinDir)
 	}
-	if config := n.options.Config + driverConfig(); config != "" {
-		file := filepath.Join(n.Dir, "config.yaml")
-		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-			return err
-		}
-		args = append(args, "--config", file)
+	config := filepath.Join(n.Dir, "config.yaml") // given even if it is empty: the machine may have one
+	if err := os.WriteFile(config, []byte(n.options.Config+driverConfig()), 0o600); err != nil {
+		return err
 	}
+	args = append(args, "--config", config)
 	n.drained = false
 	n.daemon = exec.Command(filepath.Join(bin, "berth"), append(args, n.options.Flags...)...)
 	n.daemon.Stdout, n.daemon.Stderr = n.log, n.log
