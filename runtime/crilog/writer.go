@@ -25,6 +25,9 @@ type Writer struct {
 	dropped uint64
 }
 
+// maxIdleBatch bounds the buffers that are kept, in bytes. A read of nothing but newlines makes one of megabytes.
+const maxIdleBatch = 256 << 10
+
 // batches keeps the buffers of all writers.
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, 128<<10); return &b }}
 
@@ -142,7 +145,9 @@ func (w *Writer) begin() { w.out = (*batches.Get().(*[]byte))[:0] }
 func (w *Writer) flush() {
 	batch := w.out
 	w.out = nil
-	defer batches.Put(&batch)
+	if cap(batch) <= maxIdleBatch {
+		defer batches.Put(&batch)
+	}
 	if len(batch) == 0 {
 		return
 	}

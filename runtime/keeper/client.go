@@ -20,6 +20,8 @@ const (
 	// answerGrace is how long a client waits for the keeper's word on a request that it has cancelled: whether it was
 	// undone or had succeeded already. The keeper needs it to kill a launcher.
 	answerGrace = 5 * time.Second
+	// sendGrace is how long the keeper may take to read a request. It reads all the time, unless it was stopped.
+	sendGrace = 30 * time.Second
 )
 
 // A Client is one connection to the keeper. All methods may be called at the same time.
@@ -67,7 +69,13 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 func (c *Client) Redial(ctx context.Context) (*Client, error) {
 	c.end(errors.New("replaced by Redial"))
 	<-c.done
-	return dialSettled(ctx, c.socket, c.spares, c.keeper)
+	next, err := dialSettled(ctx, c.socket, c.held(), c.keeper)
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.spares = newSpares() // what was held is next's now, whatever becomes of c
+	}
+	return next, err
 }
 
 func dialSettled(ctx context.Context, socket string, spares *spares, before Process) (*Client, error) {
@@ -149,8 +157,14 @@ func (c *Client) Err() error {
 func (c *Client) Close() error {
 	c.end(errors.New("closed"))
 	<-c.done
-	c.spares.close()
+	c.held().close()
 	return nil
+}
+
+func (c *Client) held() *spares {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spares
 }
 
 // Create makes a container and leaves its init waiting for Start. The error is a *LaunchError for what a launcher
@@ -264,7 +278,7 @@ func (c *Client) call(ctx context.Context, kind Kind, body any, in *namedFiles, 
 func (c *Client) callMaking(ctx context.Context, kind Kind, body any, in *namedFiles, result any, made *Ref) (*namedFiles, error) {
 	msg := Message{Kind: kind, Timeout: defaultTimeout}
 	if deadline, ok := ctx.Deadline(); ok {
-		msg.Timeout = time.Until(deadline)
+		msg.Timeout = max(time.Until(deadline), 1) // 0 would be none
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -370,7 +384,9 @@ func (c *Client) forget(number uint64, back chan answer) {
 func (c *Client) send(msg Message, files []*os.File) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
+	c.conn.SetWriteDeadline(time.Now().Add(sendGrace))
 	if err := wire.Write(c.conn, msg, files...); err != nil {
+		c.end(err) // half a frame may have gone
 		return fmt.Errorf("keeper: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	return nil

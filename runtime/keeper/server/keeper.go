@@ -14,7 +14,8 @@
 //	reaper.go    exit codes of children                    pump.go       from the workload to log and attachments
 //	process.go   a watched process                         attach.go     attached clients
 //	exits.go     exits until they are acknowledged         record.go     what a next keeper must know
-//	                                                       adopt.go      the next keeper taking over
+//	logfile.go   the keeper's own log                      adopt.go      the next keeper taking over
+//	                                                       spare.go      what a daemon holds for the next keeper
 //
 // The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
 // the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher. A
