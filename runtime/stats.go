@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/network/netns"
 )
@@ -67,7 +68,7 @@ func (r *Runtime) groupStats(group *cgroups.Group, err error) (Stats, error) {
 		return stats, nil
 	}
 	stats.Cgroup, err = group.Stats()
-	if errors.Is(err, fs.ErrNotExist) || err != nil && !group.Exists() {
+	if errors.Is(err, errdefs.ErrNotFound) {
 		return stats, nil // it went while we looked
 	}
 	return stats, err
@@ -100,11 +101,13 @@ func (r *Runtime) ListSandboxStats(ctx context.Context, f SandboxFilter) ([]Sand
 }
 
 func (r *Runtime) sandboxStats(ctx context.Context, sb *sandbox) (SandboxStats, error) {
-	stats, err := r.groupStats(r.podGroup(sb))
-	if err != nil {
-		return SandboxStats{}, fmt.Errorf("stats of sandbox %s: %w", sb.record.ID, err)
+	out := SandboxStats{Sandbox: sb.view(), Stats: Stats{At: time.Now()}}
+	var err error
+	if parent := sb.record.Anchors.CgroupParent; parent != "" {
+		if out.Stats, err = r.groupStats(r.cfg.Cgroups.OpenParent(parent)); err != nil {
+			return SandboxStats{}, fmt.Errorf("stats of sandbox %s: %w", sb.record.ID, err)
+		}
 	}
-	out := SandboxStats{Sandbox: sb.view(), Stats: stats}
 	if path := sb.record.Anchors.NetNS; path != "" && sb.ready() {
 		if out.Interfaces, err = interfaceStats(path); err != nil {
 			r.log.Debug("network statistics could not be read, ignoring", "sandbox", sb.record.ID, "err", err)
@@ -113,8 +116,16 @@ func (r *Runtime) sandboxStats(ctx context.Context, sb *sandbox) (SandboxStats, 
 	if out.Containers, err = r.ListContainerStats(ctx, ContainerFilter{SandboxID: sb.record.ID}); err != nil {
 		return SandboxStats{}, err
 	}
+	var parts []*cgroups.Stats
 	for _, c := range out.Containers {
+		if c.Cgroup != nil {
+			parts = append(parts, c.Cgroup)
+		}
 		out.Processes += r.processesOf(c.Container.CgroupsPath)
+	}
+	if out.Cgroup == nil {
+		// The pod has no cgroup of its own: its containers are below the node's default parent with others.
+		out.Cgroup = cgroups.Sum(out.At, parts)
 	}
 	return out, nil
 }
@@ -130,15 +141,6 @@ func (r *Runtime) processesOf(cgroupsPath string) uint64 {
 		return 0 // it went while we looked
 	}
 	return uint64(len(pids))
-}
-
-// podGroup is the pod's own cgroup. Where the sandbox has none of its own, being below the node's default parent with
-// others, there is nothing to read.
-func (r *Runtime) podGroup(sb *sandbox) (*cgroups.Group, error) {
-	if sb.record.Anchors.CgroupParent == "" {
-		return r.cfg.Cgroups.Open(filepath.Join("/berth-no-pod-cgroup", sb.record.ID))
-	}
-	return r.cfg.Cgroups.OpenParent(sb.record.Anchors.CgroupParent)
 }
 
 // interfaceStats reads the counters of the interfaces in a network namespace, but for its loopback.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-node/berth/internal/admin"
@@ -44,9 +45,15 @@ func (n *node) loadImages(ctx context.Context, archive io.Reader, name string) (
 	if err != nil {
 		return nil, err
 	}
+	// An archive may name an image several times; the last mention knows all of its names.
 	out := []admin.Image{}
 	for _, img := range images {
-		out = append(out, adminImage(img))
+		loaded := adminImage(img)
+		if i := slices.IndexFunc(out, func(o admin.Image) bool { return o.ID == loaded.ID }); i >= 0 {
+			out[i] = loaded
+		} else {
+			out = append(out, loaded)
+		}
 	}
 	return out, nil
 }
