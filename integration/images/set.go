@@ -74,23 +74,27 @@ func critestImages(busybox *Tree, programs map[string]string) []Image {
 	for _, u := range []struct{ name, user string }{
 		{"uid", "1002"}, {"username", "www-data"}, {"uid-group", "1003:1004"}, {"username-group", "www-data:1004"},
 	} {
-		images = append(images, marker(u.user, "user-"+u.name, staging+"test-image-user-"+u.name+":latest"))
+		images = append(images, marker(busybox, u.user, "user-"+u.name, staging+"test-image-user-"+u.name+":latest"))
 	}
 	for _, name := range []string{"1", "2", "3", "latest"} {
-		images = append(images, marker("", name, staging+"test-image-"+name+":latest"))
+		images = append(images, marker(busybox, "", name, staging+"test-image-"+name+":latest"))
 	}
 	return append(images,
-		marker("", "test", staging+"test-image-tag:test"),
-		marker("", "all", staging+"test-image-tag:all"),
-		marker("", "same-image", staging+"test-image-tags:1", staging+"test-image-tags:2", staging+"test-image-tags:3"))
+		Image{ // the one of them that critest runs, with what the image says
+			Names:  []string{staging + "test-image-tag:test"},
+			Config: ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"/test"}},
+			Layers: []*Tree{add(NewTree(), "test", programs["pause"], 0o755)},
+		},
+		marker(busybox, "", "all", staging+"test-image-tag:all"),
+		marker(busybox, "", "same-image", staging+"test-image-tags:1", staging+"test-image-tags:2", staging+"test-image-tags:3"))
 }
 
-// marker is an image of a single file, for tests that only look at the image.
-func marker(user, text string, names ...string) Image {
+// marker is a busybox with one file more, for tests that look at the image and run what it says at most.
+func marker(busybox *Tree, user, text string, names ...string) Image {
 	return Image{
 		Names:  names,
-		Config: ocispec.ImageConfig{User: user, Env: []string{searchPath}, Cmd: []string{"/" + text}},
-		Layers: []*Tree{NewTree().Text(text, text+"\n")},
+		Config: ocispec.ImageConfig{User: user, Env: []string{searchPath}, Cmd: []string{"sh"}},
+		Layers: []*Tree{busybox, NewTree().Text(text, text+"\n")},
 	}
 }
 
@@ -120,7 +124,7 @@ func ownImages(busybox *Tree, programs map[string]string) []Image {
 		{Names: []string{ToolsZstd}, Config: shell, Layers: tools, Form: Form{Zstd: true}},
 		{Names: []string{ToolsDocker}, Config: shell, Layers: tools, Form: Form{Docker: true, Index: true}},
 		{Names: []string{StopByUSR1}, Config: usr1, Layers: []*Tree{busybox}},
-		marker("", "private", Private),
+		marker(busybox, "", "private", Private),
 		{Names: []string{Volume}, Config: shell, Layers: []*Tree{
 			NewTree().Text("top", "top of the volume\n").Text("dir/inner", "inner file\n"),
 		}},
