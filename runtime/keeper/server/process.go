@@ -161,7 +161,7 @@ func readProcess(pid int) (keeper.Process, error) {
 	return keeper.Process{Pid: pid, StartTime: stat.StartTime}, nil
 }
 
-// control runs f with the descriptor of file, which cannot be closed meanwhile.
+// control runs f with the descriptor of file, which cannot be closed meanwhile; os.ErrClosed if it was before.
 func control(file *os.File, f func(fd int) error) error {
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -169,7 +169,7 @@ func control(file *os.File, f func(fd int) error) error {
 	}
 	var failed error
 	if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", file.Name(), os.ErrClosed) // the only reason, which comes as an error of no class
 	}
 	return failed
 }
