@@ -57,14 +57,10 @@ func (s *Store) MountRoot(ctx context.Context, req RootRequest) error {
 	if err := makeUpper(req.Upper, req.IDMap); err != nil {
 		return err
 	}
-	// A volatile overlay refuses a work directory that was used before, also for a root that was unmounted in order.
-	if err := os.RemoveAll(req.Work); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(req.Work, 0o700); err != nil {
-		return err
-	}
 	return s.withLower(req.Chain, req.IDMap, func(lower []directory) error {
+		if err := renewWork(req.Work); err != nil {
+			return err
+		}
 		return s.mountOverlay(overlay{
 			lower: lower, upper: req.Upper, work: req.Work, target: req.Target,
 			label: req.MountLabel, readOnly: req.ReadOnly, volatile: req.Volatile,
@@ -156,6 +152,15 @@ func makeUpper(dir string, m IDMap) error {
 		return err
 	}
 	return os.Chmod(dir, 0o755) // whatever the umask
+}
+
+// renewWork makes the work directory empty. A volatile overlay refuses one that was used before: for a root that was
+// unmounted in order, and also for a mount that failed.
+func renewWork(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o700)
 }
 
 func holdsFiles(dir string) (bool, error) {

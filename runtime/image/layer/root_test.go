@@ -175,7 +175,7 @@ func TestMountRootMapped(t *testing.T) {
 			}
 			chain := unpackAll(t, s,
 				archiveOf(t, []entry{{name: "d/"}, {name: "d/f", uid: 5, body: "x"}}), archiveOf(t, []entry{{name: "d/g", body: "y"}}))
-			root := mountTestRoot(t, s, RootRequest{Chain: chain, IDMap: tt.m})
+			root := mountTestRoot(t, s, RootRequest{Chain: chain, IDMap: tt.m, Volatile: true})
 			for p, want := range map[string]uint32{"": 100000, "d": 100000, "d/f": 100005, "d/g": 100000} {
 				var st syscall.Stat_t
 				if err := syscall.Stat(filepath.Join(root, p), &st); err != nil {
