@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/network/netns"
 )
 
 // Drain lets no new pod in and removes those that are there: each container has grace to end. It tells of each pod that
@@ -32,6 +33,9 @@ func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(stri
 		})
 	}
 	wg.Wait()
+	if failed == nil {
+		failed = netns.RemoveDir(netnsDir) // it stays if it is in use
+	}
 	return failed
 }
 
