@@ -19,8 +19,9 @@ RUN ?=
 # More flags for every go test: make test TESTFLAGS=-v
 TESTFLAGS ?=
 # The runner of a virtual machine with cgroup v2, called as $(V2_VM) $(V2_VM_FLAGS) -- COMMAND in this folder, which it shares.
+# AppArmor's parser is for critest, where the machine's kernel has AppArmor.
 V2_VM ?=
-V2_VM_FLAGS ?= -m 4G -t 14400
+V2_VM_FLAGS ?= -m 4G -t 14400 --packages "apparmor criu"
 
 CRI_TOOLS := sigs.k8s.io/cri-tools
 TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
