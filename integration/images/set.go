@@ -80,11 +80,7 @@ func critestImages(busybox *Tree, programs map[string]string) []Image {
 		images = append(images, marker(busybox, "", name, staging+"test-image-"+name+":latest"))
 	}
 	return append(images,
-		Image{ // the one of them that critest runs, with what the image says
-			Names:  []string{staging + "test-image-tag:test"},
-			Config: ocispec.ImageConfig{Env: []string{searchPath}, Cmd: []string{"/test"}},
-			Layers: []*Tree{add(NewTree(), "test", programs["pause"], 0o755)},
-		},
+		marker(busybox, "", "test", staging+"test-image-tag:test"),
 		marker(busybox, "", "all", staging+"test-image-tag:all"),
 		marker(busybox, "", "same-image", staging+"test-image-tags:1", staging+"test-image-tags:2", staging+"test-image-tags:3"))
 }
