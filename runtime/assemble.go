@@ -27,7 +27,7 @@ import (
 // makeSandboxFiles makes what containers of the sandbox find at /etc/resolv.conf, /etc/hostname, /etc/hosts and /dev/shm.
 func (r *Runtime) makeSandboxFiles(sb *sandbox) error {
 	id := sb.record.ID
-	if err := os.Mkdir(r.paths.runSandbox(id), 0o711); err != nil {
+	if err := makePodDir(r.paths.runSandbox(id), sb); err != nil {
 		return err
 	}
 	resolv, err := resolvConf(sb.config.GetDnsConfig())
@@ -55,6 +55,22 @@ func (r *Runtime) makeSandboxFiles(sb *sandbox) error {
 		return nil // the containers get the host's /dev/shm
 	}
 	return r.mountShm(sb)
+}
+
+// makePodDir makes a folder of the run dir that nobody but root, and the root of the pod's user namespace, can walk
+// through: what is in it (pipes, /dev/shm) is open to any user who gets there.
+func makePodDir(path string, sb *sandbox) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return err
+	}
+	m := spec.UserMapping(sb.config)
+	if m == nil {
+		return nil
+	}
+	if err := os.Chown(path, -1, int(m.HostID)); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o710)
 }
 
 // shmSize is the size of a pod's /dev/shm in bytes: what all container runtimes give.
@@ -203,6 +219,9 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 		Namespaces: spec.Namespaces{Net: f.Anchors.NetNS, IPC: f.IPCNS, UTS: f.UTSNS, User: f.UserNS},
 	})
 	if err != nil {
+		return err
+	}
+	if err := makePodDir(r.paths.bundle(id), sb); err != nil {
 		return err
 	}
 	if err := writeBundle(r.paths.bundle(id), s); err != nil {

@@ -149,7 +149,7 @@ func (r *Runtime) build(ctx context.Context, sb *sandbox, c *container, img imag
 	if err := r.cfg.Images.Acquire(img.ID, c.id()); err != nil {
 		return err
 	}
-	if err := os.Mkdir(r.paths.bundle(c.id()), 0o711); err != nil {
+	if err := makePodDir(r.paths.bundle(c.id()), sb); err != nil {
 		return err
 	}
 	labels, err := r.labels(sb, c.config)
@@ -452,9 +452,6 @@ func (r *Runtime) specOf(c *container) (*specs.Spec, error) {
 }
 
 func writeBundle(dir string, s *specs.Spec) error {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return err
-	}
 	return atomicfile.WriteJSON(filepath.Join(dir, "config.json"), s, 0o600)
 }
 

@@ -118,7 +118,7 @@ func (r *Runtime) mountImage(ctx context.Context, sb *sandbox, c *container, i i
 		return "", failed(err)
 	}
 	target := filepath.Join(r.paths.imageMounts(c.id()), fmt.Sprint(i))
-	if err := os.MkdirAll(target, 0o711); err != nil {
+	if err := os.MkdirAll(target, 0o711); err != nil { // below the bundle, which keeps others out
 		return "", failed(err)
 	}
 	err = r.cfg.Images.Layers().MountImage(ctx, layer.ImageRequest{
