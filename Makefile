@@ -22,6 +22,8 @@ TESTFLAGS ?=
 # AppArmor's parser is for critest, where the machine's kernel has AppArmor.
 V2_VM ?=
 V2_VM_FLAGS ?= -m 4G -t 14400 --packages "apparmor criu"
+# What of the suite test-v2 runs: integration, critest, kubelet (after make kubelet).
+SUITES ?= integration critest
 
 CRI_TOOLS := sigs.k8s.io/cri-tools
 TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
@@ -79,11 +81,11 @@ test-integration: build tools images ## Run the black-box tests on this kernel (
 
 .PHONY: critest
 critest: build tools images ## Run critest against a node of its own (as root); FOCUS=regexp runs some specs
-	CRITEST_FOCUS='$(FOCUS)' $(GO) test -tags integration -count=1 -timeout 40m $(TESTFLAGS) ./integration/critest
+	CRITEST_FOCUS='$(FOCUS)' $(GO) test -tags integration -count=1 -timeout 40m -v ./integration/critest
 
 .PHONY: test-v2
 test-v2: out/v2 ## Run the suite on cgroup v2: here, or in the virtual machine started by $V2_VM
-	@V2_VM='$(V2_VM)' V2_VM_FLAGS='$(V2_VM_FLAGS)' integration/v2/test-v2
+	@V2_VM='$(V2_VM)' V2_VM_FLAGS='$(V2_VM_FLAGS)' RUN='$(RUN)' FOCUS='$(FOCUS)' integration/v2/test-v2 $(SUITES)
 
 # All that the suite needs, to be run on another machine without Go: out/v2/run.sh
 .PHONY: out/v2

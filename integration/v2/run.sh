@@ -4,7 +4,7 @@
 # has been built (make kubelet out/v2). Without any it runs the first two.
 set -uo pipefail
 cd "$(dirname "$0")"
-export BERTH_TEST_ROOT=$PWD
+export BERTH_TEST_ROOT=$PWD CRITEST_FOCUS=${FOCUS:-}
 
 [[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]] || { echo "run.sh: this is not cgroup v2" >&2; exit 1; }
 modprobe -a overlay br_netfilter nf_tables 2>/dev/null # where they are built in there is nothing to load
