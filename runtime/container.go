@@ -34,6 +34,11 @@ type container struct {
 	op opLock
 	// life orders the start and the exit: an exit is not told before the start that it ends.
 	life sync.Mutex
+	// telling is held over a step of which plugins are told, so that they are told of the end after it, however soon that
+	// comes. It is not life, since a plugin takes its time.
+	telling sync.Mutex
+	// limits serialises changes of the limits; it is held for the change alone, and nothing else is locked under it but mu.
+	limits sync.Mutex
 
 	mu    sync.Mutex
 	facts containerFacts
@@ -211,6 +216,8 @@ func (r *Runtime) startContainer(ctx context.Context, c *container) error {
 	if c.state() != Created {
 		return c.precondition("start")
 	}
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	release := r.cfg.NRI.Block()
 	defer release()
 	if err := r.cfg.NRI.StartContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {

@@ -168,6 +168,8 @@ func (r *Runtime) build(ctx context.Context, sb *sandbox, c *container, img imag
 
 // publishContainer lets the plugins adjust the container, makes its process and only then shows it to everybody.
 func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *container, s *specs.Spec) error {
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	release := r.cfg.NRI.Block()
 	defer release()
 	s, err := r.adjust(ctx, sb, c, s)
@@ -175,7 +177,10 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 		return err
 	}
 	now := time.Now()
-	if err = r.launch(ctx, sb, c, s); err == nil {
+	if err = r.followCgroup(c, s); err == nil {
+		err = r.launch(ctx, sb, c, s)
+	}
+	if err == nil {
 		err = c.update(func(f *containerFacts) { f.MadeAt = now })
 	}
 	if err != nil {
@@ -191,6 +196,19 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 	}
 	r.announce(EventCreated, sb.record.ID, c.id(), now)
 	return nil
+}
+
+// followCgroup puts on record that plugins want the container in another cgroup: everything that limits, measures and ends
+// it looks there. The cgroups above that one are the plugin's.
+func (r *Runtime) followCgroup(c *container, s *specs.Spec) error {
+	if s.Linux == nil || s.Linux.CgroupsPath == c.record.CgroupsPath {
+		return nil
+	}
+	if _, err := r.cfg.Cgroups.Open(s.Linux.CgroupsPath); err != nil {
+		return err
+	}
+	c.record.CgroupsPath = s.Linux.CgroupsPath
+	return atomicfile.WriteJSON(filepath.Join(c.dir, recordFile), c.record, 0o600)
 }
 
 func (r *Runtime) mountRootfs(ctx context.Context, sb *sandbox, c *container, img image.Image, label string) error {
@@ -424,7 +442,7 @@ func (r *Runtime) noteSpec(c *container, s *specs.Spec) error {
 	c.specMemo = s
 	c.mu.Unlock()
 	return c.update(func(f *containerFacts) {
-		f.Resources, f.User, f.Mounts = resources, user, mounts
+		f.Resources, f.Limits, f.User, f.Mounts = resources, limitsOf(s), user, mounts
 		f.Hooks = s.Hooks != nil && len(s.Hooks.Poststop) > 0
 	})
 }

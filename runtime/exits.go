@@ -160,6 +160,8 @@ func (r *Runtime) tellStopped(ctx context.Context, c *container) {
 	if sb == nil {
 		return
 	}
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	release := r.cfg.NRI.Block()
 	defer release()
 	updates, err := r.cfg.NRI.StopContainer(ctx, r.nriPod(sb), r.nriContainer(c))

@@ -32,12 +32,13 @@ func (r *Runtime) nriContainer(c *container) nri.Container {
 		Labels: c.config.Labels, Annotations: c.config.Annotations, State: f.state().String(), Pid: f.Process.Pid,
 		CreatedAt: c.record.CreatedAt, StartedAt: f.StartedAt, FinishedAt: f.FinishedAt,
 		ExitCode: f.ExitCode, Reason: f.Reason, Message: f.Message,
+		Seccomp: c.config.GetLinux().GetSecurityContext().GetSeccomp(),
 	}
 	for _, d := range c.config.GetCDIDevices() {
 		out.CDIDevices = append(out.CDIDevices, d.GetName())
 	}
 	// Of a container that was cleared up the spec is gone; plugins then see the rest.
-	if s, err := r.specOf(c); err == nil {
+	if s, err := r.specNow(c); err == nil {
 		out.Spec = s
 	}
 	return out
@@ -52,6 +53,9 @@ func (r *Runtime) adjust(ctx context.Context, sb *sandbox, c *container, s *spec
 		return nil, fmt.Errorf("NRI plugin refused it: %w", err)
 	}
 	r.tryUpdates(ctx, updates)
+	if adjusted != s && s.Linux != nil && adjusted.Linux != nil {
+		adjusted.Linux.Resources = afterPlugins(s.Linux.Resources, adjusted.Linux.Resources)
+	}
 	for _, l := range spec.Clamp(adjusted, r.node.spec) {
 		r.log.Debug("the node cannot give a container all that a plugin asks for", "container", c.id(), "limitation", l)
 	}
@@ -75,9 +79,7 @@ func (r *Runtime) nriObjects() (pods []nri.Pod, containers []nri.Container) {
 		pods = append(pods, r.nriPod(sb))
 	}
 	for _, c := range r.index.allContainers() {
-		if c.state() != Exited {
-			containers = append(containers, r.nriContainer(c))
-		}
+		containers = append(containers, r.nriContainer(c))
 	}
 	return pods, containers
 }
@@ -111,12 +113,8 @@ func (r *Runtime) applyUpdate(ctx context.Context, u nri.Update) error {
 	if err != nil {
 		return err
 	}
-	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
-	if err != nil {
-		return err
-	}
 	for _, l := range spec.ClampResources(u.Resources, r.node.spec) {
 		r.log.Debug("the node cannot give a container all that a plugin asks for", "container", c.id(), "limitation", l)
 	}
-	return group.Set(ctx, u.Resources)
+	return r.changeLimits(ctx, c, u.Resources, func(*containerFacts) {})
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -108,9 +109,11 @@ type containerFacts struct {
 	Released bool `json:"released,omitempty"`
 	Removing bool `json:"removing,omitempty"`
 	// Volumes are the image's own volumes, folders below the container's.
-	Resources json.RawMessage   `json:"resources,omitempty"`
-	User      json.RawMessage   `json:"user,omitempty"`
-	Mounts    []json.RawMessage `json:"mounts,omitempty"`
+	Resources json.RawMessage `json:"resources,omitempty"`
+	// Limits are what holds, after plugins and updates; Resources is what the CRI asked for. What it points to is not changed.
+	Limits *specs.LinuxResources `json:"limits,omitempty"`
+	User   json.RawMessage       `json:"user,omitempty"`
+	Mounts []json.RawMessage     `json:"mounts,omitempty"`
 	// Hooks says that the spec has hooks that run after the end.
 	Hooks bool `json:"hooks,omitempty"`
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/berth-node/berth/internal/errdefs"
-	"github.com/berth-node/berth/runtime/spec"
 )
 
 // Status says whether pods can run here, and what this node can do.
@@ -88,15 +87,9 @@ func (r *Runtime) ContainerInfo(_ context.Context, id string) (map[string]any, e
 		"rootfs":      r.paths.rootfs(v.ID),
 		"cgroupsPath": v.CgroupsPath,
 	}
-	s, err := r.specOf(c)
+	s, err := r.specNow(c)
 	if err == nil {
-		shown := *s
-		if res, _, rerr := spec.LinuxResources(v.Resources.GetLinux(), r.node.spec); rerr == nil && shown.Linux != nil && shown.Linux.Resources != nil {
-			linux, resources := *shown.Linux, *shown.Linux.Resources
-			resources.CPU, resources.Memory = res.CPU, res.Memory
-			linux.Resources, shown.Linux = &resources, &linux
-		}
-		info["runtimeSpec"] = &shown
+		info["runtimeSpec"] = s
 	} else if ignoreNotFound(err) != nil {
 		return nil, err
 	}

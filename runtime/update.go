@@ -23,6 +23,8 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, linux
 		return err
 	}
 	defer c.op.unlock()
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	if c.state() == Exited {
 		return c.precondition("update")
 	}
@@ -39,11 +41,12 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, linux
 	}
 	release := r.cfg.NRI.Block()
 	defer release()
-	resources, updates, err := r.cfg.NRI.UpdateContainer(ctx, r.nriPod(sb), r.nriContainer(c), resources)
+	wished, updates, err := r.cfg.NRI.UpdateContainer(ctx, r.nriPod(sb), r.nriContainer(c), resources)
 	if err != nil {
 		return fmt.Errorf("NRI plugin refused the update of container %s: %w", c.id(), err)
 	}
 	r.tryUpdates(ctx, updates)
+	resources = afterPlugins(resources, wished)
 	spec.ClampResources(resources, r.node.spec)
 	if err := r.setResources(ctx, c, linux, resources); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id(), err)
@@ -54,17 +57,8 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, linux
 	return nil
 }
 
-// setResources writes limits to the cgroup, and what was written to the record.
+// setResources writes limits to the cgroup, and them and what was asked for to the record. It needs c.op.
 func (r *Runtime) setResources(ctx context.Context, c *container, linux *cri.LinuxContainerResources, resources *specs.LinuxResources) error {
-	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
-	if err != nil {
-		return err
-	}
-	if _, lives := c.factsNow().process(); lives {
-		if err := group.Set(ctx, resources); err != nil {
-			return err
-		}
-	}
 	now := &cri.LinuxContainerResources{}
 	if err := unmarshalProto(c.factsNow().Resources, now); err != nil {
 		return err
@@ -74,7 +68,7 @@ func (r *Runtime) setResources(ctx context.Context, c *container, linux *cri.Lin
 	if err != nil {
 		return err
 	}
-	return c.update(func(f *containerFacts) { f.Resources = data })
+	return r.changeLimits(ctx, c, resources, func(f *containerFacts) { f.Resources = data })
 }
 
 // mergeable prepares base for a merge in which what update says replaces, and does not add to, what base has.

@@ -41,10 +41,42 @@ func adjusted(from *specs.Spec, wishes *api.ContainerAdjustment, injectCDI func(
 	if err := generator.Adjust(wishes); err != nil {
 		return nil, err
 	}
+	adjustMemory(from, s, wishes.GetLinux().GetResources())
 	if s.Process != nil {
 		s.Process.Rlimits = lastRlimits(s.Process.Rlimits)
 	}
 	return s, nil
+}
+
+// adjustMemory does what the library does not: it passes over all of memory but the limit, and with that sets the same for
+// memory and swap together. Here this stays as it was unless a plugin wishes it changed.
+func adjustMemory(from, to *specs.Spec, wishes *api.LinuxResources) {
+	wished := wishes.ToOCI()
+	if wished == nil || *wished.Memory == (specs.LinuxMemory{}) {
+		return
+	}
+	if to.Linux.Resources == nil {
+		to.Linux.Resources = &specs.LinuxResources{}
+	}
+	if to.Linux.Resources.Memory == nil {
+		to.Linux.Resources.Memory = &specs.LinuxMemory{}
+	}
+	m, w := to.Linux.Resources.Memory, wished.Memory
+	m.Swap = nil
+	if from.Linux != nil && from.Linux.Resources != nil && from.Linux.Resources.Memory != nil {
+		m.Swap = from.Linux.Resources.Memory.Swap
+	}
+	wish(&m.Swap, w.Swap)
+	wish(&m.Reservation, w.Reservation)
+	wish(&m.Swappiness, w.Swappiness)
+	wish(&m.DisableOOMKiller, w.DisableOOMKiller)
+}
+
+// wish grants what is wished, if anything is.
+func wish[T any](to **T, wished *T) {
+	if wished != nil {
+		*to = wished
+	}
 }
 
 // withRemovals adds to the wishes what plugins want removed, variables and devices, of the spec: the library loses these

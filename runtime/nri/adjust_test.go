@@ -107,6 +107,13 @@ func TestAdjustments(t *testing.T) {
 			func(s *specs.Spec) any {
 				return []any{s.Linux.Resources.CPU.Shares, s.Linux.Resources.Memory.Limit, s.Linux.Resources.Pids.Limit}
 			}, `[77,88,9]`},
+		"memory": {func(a *api.ContainerAdjustment) {
+			a.SetLinuxMemoryLimit(88)
+			a.SetLinuxMemorySwap(99)
+			a.SetLinuxMemoryReservation(11)
+		}, func(s *specs.Spec) any { return s.Linux.Resources.Memory }, `{"limit":88,"reservation":11,"swap":99}`},
+		"memory without swap": {func(a *api.ContainerAdjustment) { a.SetLinuxMemoryLimit(88) },
+			func(s *specs.Spec) any { return s.Linux.Resources.Memory }, `{"limit":88}`},
 		"oom score": {func(a *api.ContainerAdjustment) { score := -3; a.SetLinuxOomScoreAdj(&score) },
 			func(s *specs.Spec) any { return s.Process.OOMScoreAdj }, `-3`},
 		"cgroup": {func(a *api.ContainerAdjustment) { a.SetLinuxCgroupsPath("/else") }, func(s *specs.Spec) any { return s.Linux.CgroupsPath }, `"/else"`},
