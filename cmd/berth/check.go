@@ -21,7 +21,7 @@ func checkCommand() *cobra.Command {
 		Short: "Say whether the node is well, and what it lacks",
 		Long: `Ask the daemon whether pods can run, what the node lacks (a cgroup controller, a capability, AppArmor…) and which
 records were damaged and set aside. The exit status is 0 if pods can run and no record is damaged.`,
-		Args: cobra.NoArgs,
+		Args: operands(cobra.NoArgs),
 	}
 	runDir := daemonFlag(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

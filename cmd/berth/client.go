@@ -25,7 +25,7 @@ func drainCommand() *cobra.Command {
 		Short: "Stop and remove all pods, then end the daemon and the keeper",
 		Long: `Stop and remove all pods, giving each container its grace to end, then end the daemon and the keeper and take
 down the built-in network. Images stay. Nothing else of berth is left on the node.`,
-		Args: cobra.NoArgs,
+		Args: operands(cobra.NoArgs),
 	}
 	runDir := daemonFlag(cmd)
 	cmd.Flags().DurationVar(&grace, "grace", 10*time.Second, "how long containers may take to end before they are killed")

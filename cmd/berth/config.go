@@ -14,7 +14,7 @@ func configCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "default",
 			Short: "Print the default configuration with a comment on every key",
-			Args:  cobra.NoArgs,
+			Args:  operands(cobra.NoArgs),
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return config.WriteDefault(cmd.OutOrStdout())
 			},
@@ -22,7 +22,7 @@ func configCommand() *cobra.Command {
 		&cobra.Command{
 			Use:   "check FILE",
 			Short: "Say what is wrong in a configuration file, by line and key",
-			Args:  cobra.ExactArgs(1),
+			Args:  operands(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				if _, err := config.Load(args[0]); err != nil {
 					return err

@@ -26,7 +26,7 @@ func imageCommand() *cobra.Command {
 
 func imageList(client func() *admin.Client) *cobra.Command {
 	var asJSON bool
-	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the images", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the images", Args: operands(cobra.NoArgs)}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		images, err := client().Images(cmd.Context())
@@ -85,13 +85,20 @@ func humanSize(n uint64) string {
 func imagePull(client func() *admin.Client) *cobra.Command {
 	var creds string
 	var passwordStdin bool
-	cmd := &cobra.Command{Use: "pull REFERENCE", Short: "Pull an image", Args: cobra.ExactArgs(1)}
-	cmd.Flags().StringVar(&creds, "user", "", "user name for the registry, or USER:PASSWORD")
+	cmd := &cobra.Command{
+		Use: "pull REFERENCE", Short: "Pull an image and print its ID",
+		Example: "  berth image pull docker.io/library/busybox:1.36\n  berth image pull --user me --password-stdin registry.example.org/team/app:2 <token",
+		Args:    operands(cobra.ExactArgs(1)),
+	}
+	cmd.Flags().StringVar(&creds, "user", "", "`USER` of the registry, or USER:PASSWORD, which others can see in the list of processes")
 	cmd.Flags().BoolVar(&passwordStdin, "password-stdin", false, "read the password from standard input")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var c admin.Credentials
 		c.Username, c.Password, _ = strings.Cut(creds, ":")
 		if passwordStdin {
+			if c.Username == "" {
+				return misused(cmd, errors.New("--password-stdin needs --user"))
+			}
 			line, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
 			if err != nil && !errors.Is(err, io.EOF) {
 				return err
@@ -110,7 +117,7 @@ func imagePull(client func() *admin.Client) *cobra.Command {
 
 func imageRemove(client func() *admin.Client) *cobra.Command {
 	return &cobra.Command{
-		Use: "remove REFERENCE…", Aliases: []string{"rm"}, Args: cobra.MinimumNArgs(1),
+		Use: "remove REFERENCE…", Aliases: []string{"rm"}, Args: operands(cobra.MinimumNArgs(1)),
 		Short: "Remove images, each with all its names",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var failed error
@@ -128,7 +135,7 @@ func imageLoad(client func() *admin.Client) *cobra.Command {
 		Use:   "load FILE",
 		Short: "Load the images of an archive (- for standard input)",
 		Long:  "Load the images of an OCI layout archive, or of one made by docker save; tar, tar.gz or tar.zst.",
-		Args:  cobra.ExactArgs(1),
+		Args:  operands(cobra.ExactArgs(1)),
 	}
 	cmd.Flags().StringVar(&name, "name", "", "repository for images that the archive names by a tag alone or not at all")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -156,7 +163,7 @@ func imageSave(client func() *admin.Client) *cobra.Command {
 		Use:   "save REFERENCE…",
 		Short: "Write images to an OCI archive",
 		Long:  "Write images to an OCI layout archive, which docker load reads too. The images keep their IDs.",
-		Args:  cobra.MinimumNArgs(1),
+		Args:  operands(cobra.MinimumNArgs(1)),
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "-", "file to write, - for standard output")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -20,7 +20,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		if !errors.Is(err, errNotWell) { // that was said at length
+		switch {
+		case errors.Is(err, errNotWell): // that was said at length
+		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+			fmt.Fprintln(os.Stderr, "berth: interrupted")
+		default:
 			fmt.Fprintln(os.Stderr, "berth:", err)
 		}
 		os.Exit(1)
@@ -34,6 +38,21 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, err) })
 	root.AddCommand(serveCommand(), configCommand(), versionCommand(), imageCommand(), checkCommand(), drainCommand())
 	return root
+}
+
+// operands is a check of a command's operands whose error says what they should be.
+func operands(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return misused(cmd, err)
+		}
+		return nil
+	}
+}
+
+func misused(cmd *cobra.Command, err error) error {
+	return fmt.Errorf("%w\nusage: %s", err, cmd.UseLine())
 }

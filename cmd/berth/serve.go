@@ -25,8 +25,10 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the node: serve the CRI until a signal comes",
 		Long: `Run the node: serve the CRI until SIGINT or SIGTERM comes. Pods run on without the daemon, and the next one finds them.
-SIGHUP replaces the daemon by the program that is installed now, with the configuration as it is then.`,
-		Args: cobra.NoArgs,
+SIGHUP replaces the daemon by the program that is installed now, with the configuration as it is then.
+
+Several nodes run side by side on one machine if each has folders of its own: --root-dir, --run-dir.`,
+		Args: operands(cobra.NoArgs),
 	}
 	serveFlags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -175,6 +177,9 @@ func logger(c config.Log, to io.Writer) (*slog.Logger, error) {
 var errReload = errors.New("reload")
 
 func serve(ctx context.Context, set *pflag.FlagSet) error {
+	if os.Geteuid() != 0 {
+		return errors.New("serve: containers need root")
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("own program: %w", err)
