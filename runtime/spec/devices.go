@@ -19,6 +19,8 @@ import (
 // A Device is a device of the host for one container.
 type Device struct {
 	specs.LinuxDevice
+	// Source is where it is on the host; Path is where it is in the container.
+	Source string
 	// Permissions is a combination of r (read), w (write) and m (mknod).
 	Permissions string
 }
@@ -47,7 +49,15 @@ func (b *builder) devices() error {
 			continue
 		}
 		taken[d.Path] = true
-		linux.Devices = append(linux.Devices, d.LinuxDevice)
+		if UserMapping(b.Sandbox) != nil && d.Source != "" && d.Source != d.Path {
+			// In a user namespace no device node can be made. libcontainer then binds the host's, which it looks for at the same
+			// path; so one at another path is bound here.
+			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{
+				Source: d.Source, Destination: d.Path, Type: "bind", Options: []string{"bind", "rprivate", "nosuid", "noexec"},
+			})
+		} else {
+			linux.Devices = append(linux.Devices, d.LinuxDevice)
+		}
 		major, minor := d.Major, d.Minor
 		access := d.Permissions
 		if access == "" {
@@ -83,7 +93,8 @@ func ResolveDevices(devices []*cri.Device) ([]Device, error) {
 		if inside == "" {
 			inside = d.GetHostPath()
 		}
-		nodes, err := devicesAt(host, path.Join("/", inside))
+		inside = path.Join("/", inside)
+		nodes, err := devicesAt(host, inside)
 		if errors.Is(err, errNotDevice) {
 			err = invalid("devices.host_path", "%s is not a device", d.GetHostPath())
 		}
@@ -91,7 +102,8 @@ func ResolveDevices(devices []*cri.Device) ([]Device, error) {
 			return nil, fmt.Errorf("devices[%s]: %w", d.GetHostPath(), err)
 		}
 		for _, n := range nodes {
-			found = append(found, Device{LinuxDevice: n, Permissions: d.GetPermissions()})
+			source := filepath.Join(host, strings.TrimPrefix(n.Path, inside))
+			found = append(found, Device{LinuxDevice: n, Source: source, Permissions: d.GetPermissions()})
 		}
 	}
 	return found, nil

@@ -177,7 +177,7 @@ func TestResolveDevices(t *testing.T) {
 	}
 	got, err := ResolveDevices([]*cri.Device{{HostPath: filepath.Join(dir, "link"), ContainerPath: "/dev/hole", Permissions: "rw"}})
 	if err != nil || len(got) != 1 || got[0].Path != "/dev/hole" || got[0].Type != "c" || got[0].Major != 1 || got[0].Minor != 3 ||
-		got[0].Permissions != "rw" {
+		got[0].Permissions != "rw" || got[0].Source != "/dev/null" {
 		t.Errorf("got %s, %v", show(got), err)
 	}
 	_, err = ResolveDevices([]*cri.Device{{HostPath: filepath.Join(dir, "file")}})

@@ -158,6 +158,16 @@ func TestBuildFields(t *testing.T) {
 			func(s *specs.Spec) any { return []any{s.Linux.Devices, s.Linux.Resources.Devices} },
 			`[[{"path":"/dev/kvm","type":"c","major":10,"minor":232}],[{"allow":false,"access":"rwm"},` +
 				`{"allow":true,"type":"c","major":10,"minor":232,"access":"r"}]]`},
+		"devices in a user namespace": {func(r *request) {
+			r.userns()
+			r.Devices = []Device{{LinuxDevice: cpus[0], Source: "/dev/kvm"}, {LinuxDevice: cpus[1], Source: "/srv/disk", Permissions: "r"}}
+		}, func(s *specs.Spec) any {
+			return []any{s.Linux.Devices, s.Mounts[len(s.Mounts)-1], s.Linux.Resources.Devices}
+		},
+			`[[{"path":"/dev/kvm","type":"c","major":10,"minor":232}],` +
+				`{"destination":"/dev/sda","type":"bind","source":"/srv/disk","options":["bind","rprivate","nosuid","noexec"]},` +
+				`[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":232,"access":"rwm"},` +
+				`{"allow":true,"type":"b","major":8,"minor":0,"access":"r"}]]`},
 		"devices of a privileged container": {func(r *request) {
 			r.privileged()
 			r.Node.Devices = cpus
