@@ -18,8 +18,8 @@ import (
 	"github.com/berth-node/berth/integration/images"
 )
 
-// counter prints 1, 2, 3… ten lines a second, so that a gap, a repetition or a torn line can be seen.
-const counter = `i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done`
+// counter prints 1, 2, 3…, ten lines a second on a usual machine, so that a gap, a repetition or a torn line can be seen.
+var counter = fmt.Sprintf("i=0; while :; do i=$((i+1)); echo $i; sleep %g; done", harness.Patience(100*time.Millisecond).Seconds())
 
 // wantCounted fails unless the lines are 1, 2, 3… at least up to atLeast.
 func wantCounted(t *testing.T, c *harness.Container, atLeast int) {
