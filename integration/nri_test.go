@@ -43,6 +43,8 @@ func TestNRI(t *testing.T) {
 		"synchronized with what is there":     testSynchronized,
 		"created while synchronizing":         testCreatedWhileSynchronizing,
 		"created around synchronizing":        testCreatedAroundSynchronizing,
+		"resized pod":                         testPluginHearsOfResizedPod,
+		"plugin that dies":                    testPluginDies,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, n) })
 	}
@@ -549,6 +551,94 @@ func testCreatedAroundSynchronizing(t *testing.T, n *harness.Node) {
 			t.Errorf("%s was seen %d times", id, seen)
 		}
 	}
+}
+
+func testPluginHearsOfResizedPod(t *testing.T, n *harness.Node) {
+	p := &plugin{}
+	p.connect(t, n, "10")
+	pod := n.RunPod(t, "resized")
+	_, err := n.Runtime.UpdatePodSandboxResources(harness.Ctx(t), &cri.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: pod.ID, Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 200 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantStory(t, p, pod.ID, "RunPodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox")
+}
+
+// What a plugin was busy with goes on without it.
+func testPluginDies(t *testing.T, n *harness.Node) {
+	g := newGate(t)
+	p := &plugin{on: func(ctx context.Context, e event) error {
+		g.hold(ctx)
+		return nil
+	}}
+	p.connect(t, n, "10")
+	ran := make(chan *harness.Pod, 1)
+	go func() {
+		defer close(ran)
+		ran <- n.RunPod(t, "bereft")
+	}()
+	g.wait(t)
+	p.stub.Stop()
+	if pod := <-ran; pod == nil || pod.Status(t).State != cri.PodSandboxState_SANDBOX_READY {
+		t.Error("the sandbox is not ready")
+	}
+}
+
+// A daemon that is killed while a plugin looks at something new leaves nothing of it.
+func TestNRIDaemonDies(t *testing.T) {
+	n := nriNode(t)
+	n.NeedImage(t, images.Tools)
+	pod := n.RunPod(t, "stays")
+	stays := pod.Idle(t, "app")
+	for _, step := range []string{"RunPodSandbox", "CreateContainer"} {
+		g := newGate(t)
+		var held event
+		p := &plugin{on: func(ctx context.Context, e event) error {
+			if e.step == step {
+				held = e
+				g.hold(ctx)
+			}
+			return nil
+		}}
+		p.connect(t, n, "10")
+		config, ctx := n.PodConfig("dies"), harness.Ctx(t)
+		container := &cri.CreateContainerRequest{
+			PodSandboxId: pod.ID, Config: harness.ContainerConfig("dies", images.Tools, "true"), SandboxConfig: pod.Config,
+		}
+		go func() {
+			if step == "RunPodSandbox" {
+				_, _ = n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config}) // nobody is there to answer
+			} else {
+				_, _ = n.Runtime.CreateContainer(ctx, container)
+			}
+		}()
+		g.wait(t)
+		n.Kill9(t)
+		g.open()
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if step == "RunPodSandbox" {
+			wantNothingOf(t, n, held.pod.Id, netns(held.pod))
+		} else {
+			wantNothingOf(t, n, held.container.Id)
+		}
+		if pods, containers := podsListed(t, n), containersListed(t, pod); len(pods) != 1 || len(containers) != 1 {
+			t.Errorf("%s: listed %q, %q", step, pods, containers)
+		}
+		after := &plugin{}
+		after.connect(t, n, "10")
+		if len(after.pods) != 1 || len(after.containers) != 1 {
+			t.Errorf("%s: the next plugin is told of %v, %v", step, after.pods, after.containers)
+		}
+		if got := stays.Exec(t, "echo", "well"); got != "well" {
+			t.Errorf("%s: %q", step, got)
+		}
+		after.stub.Stop()
+	}
+	n.RunPod(t, "dies").Idle(t, "app")
 }
 
 func podsListed(t *testing.T, n *harness.Node) []string {
