@@ -72,8 +72,8 @@ run: deps build crictl bin/demo-web.tar ## Start a node with a demo pod until Ct
 test: lint test-unit test-integration critest ## Run all tests, critest included (as root)
 
 .PHONY: test-unit
-test-unit: deps ## Run the unit tests; as a user without root those that need it are skipped
-	$(GO) test -tags seccomp $(TESTFLAGS) ./...
+test-unit: deps cni-plugins ## Run the unit tests; as a user without root those that need it are skipped
+	BERTH_TEST_CNI_BIN='$(CURDIR)/bin/tools/cni' $(GO) test -tags seccomp $(TESTFLAGS) ./...
 
 .PHONY: test-integration
 test-integration: build tools images ## Run the black-box tests on this kernel (as root)

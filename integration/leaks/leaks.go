@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -42,7 +43,9 @@ var watchedFolders = map[string]int{
 
 // byDesign stays behind the first pod of a machine for good: the folder that tools look for network namespaces in, shared
 // with the mount namespaces of those who look.
-var byDesign = []string{"file /run/netns", "mount /run/netns (tmpfs)"}
+func byDesign(thing string, _ bool) bool {
+	return thing == "file /run/netns" || strings.HasPrefix(thing, "mount /run/netns (")
+}
 
 // Take looks at the machine.
 func Take() (Snapshot, error) {
@@ -52,9 +55,7 @@ func Take() (Snapshot, error) {
 			return nil, err
 		}
 	}
-	for _, thing := range byDesign {
-		delete(s, thing)
-	}
+	maps.DeleteFunc(s, byDesign)
 	return s, nil
 }
 
