@@ -122,7 +122,7 @@ cni-plugins:
 	@mkdir -p bin/tools/cni
 	@$(TOOLS) build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../bin/tools/cni/ \
 		$(foreach p,bridge loopback,github.com/containernetworking/plugins/plugins/main/$(p)) \
-		$(foreach p,portmap bandwidth,github.com/containernetworking/plugins/plugins/meta/$(p)) \
+		$(foreach p,portmap bandwidth firewall tuning,github.com/containernetworking/plugins/plugins/meta/$(p)) \
 		github.com/containernetworking/plugins/plugins/ipam/host-local
 kubelet:
 	@mkdir -p bin/tools
