@@ -29,6 +29,7 @@
 package nri
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,6 +131,7 @@ func (n *NRI) Start(callbacks Callbacks) error {
 		return nil
 	}
 	n.callbacks = callbacks
+	defer reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath))
 	if err := n.adaptation.Start(); err != nil {
 		return fmt.Errorf("NRI: %w", err)
 	}
@@ -142,6 +144,7 @@ func (n *NRI) Close() {
 		return
 	}
 	n.adaptation.Stop()
+	reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath))
 }
 
 // Block keeps plugins from being synchronized until release is called; it waits for a synchronization that runs.
