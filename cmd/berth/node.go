@@ -21,6 +21,7 @@ import (
 	"github.com/berth-node/berth/cri"
 	"github.com/berth-node/berth/internal/admin"
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/filelock"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/stream"
@@ -219,7 +220,12 @@ func (n *node) serve(ctx context.Context) error {
 	}
 	server := cri.NewGRPCServer(n.cri)
 	doors, ctx := errgroup.WithContext(ctx)
-	doors.Go(func() error { return server.Serve(listener) })
+	doors.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it had begun
+			return err
+		}
+		return nil
+	})
 	doors.Go(n.streams.Serve)
 	doors.Go(func() error { return admin.Serve(ctx, operator, n.backend(stop), n.log) })
 	n.serveMetrics(ctx, doors)
@@ -239,6 +245,9 @@ func (n *node) serve(ctx context.Context) error {
 func (n *node) recover(ctx context.Context) error {
 	began := time.Now()
 	if err := n.runtime.Recover(ctx); err != nil {
+		if n.cfg.Keeper == config.KeeperExternal && errors.Is(err, errdefs.ErrUnavailable) {
+			return fmt.Errorf("no keeper answers in %s, and keeper is %q: start berth-keeper first: %w", n.cfg.RunDir, n.cfg.Keeper, err)
+		}
 		return fmt.Errorf("recover: %w", err)
 	}
 	if err := n.runtime.StartPlugins(); err != nil {
