@@ -134,7 +134,7 @@ func TestRuntimeHandlers(t *testing.T) {
 		return pod, nil
 	}
 	// Handlers differ in what they add: here, what a privileged container finds in /dev.
-	hosts := hostDevice(t, "/dev/berth-test-handlers", 1)
+	hosts := hostDevice(t, fmt.Sprintf("/dev/berth-test-%d", os.Getpid()), 1)
 	t.Cleanup(func() { _ = os.Remove(hosts) })
 	for handler, want := range map[string]string{"": "yes", "runc": "yes", "closed": "no"} {
 		pod, err := run(handler)

@@ -195,7 +195,8 @@ container:
 runtimeHandlers:
   runc: {}
   nvidia: {cdiDevices: [berth.test/gadget=third]}
-`, specs)
+nri: {%s}
+`, specs, patientWithPlugins())
 	})
 	pod := n.RunPod(t, "cdi")
 	n.NeedImage(t, images.Tools)

@@ -137,16 +137,21 @@ func limit(id string, memory, quota int64) *api.ContainerUpdate {
 func TestNRIUpdates(t *testing.T) {
 	n := nriNode(t)
 	var app *harness.Container
-	p := &plugin{
-		adjust: func(c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
-			if c.Name != "second" {
-				return nil, nil
-			}
+	p := &plugin{}
+	p.adjust = func(c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+		switch c.Name {
+		case "second":
 			return nil, []*api.ContainerUpdate{limit(app.ID, 50<<20, 50000)}
-		},
-		update: func(c *api.Container, asked *api.LinuxResources) []*api.ContainerUpdate {
-			return []*api.ContainerUpdate{limit(c.Id, asked.GetMemory().GetLimit().GetValue()+10<<20, 35000)}
-		},
+		case "third": // unasked, while it is asked something else
+			failed, err := p.stub.UpdateContainers([]*api.ContainerUpdate{limit(app.ID, 55<<20, 55000), limit("no-such", 5<<20, 5000)})
+			if err != nil || len(failed) != 0 {
+				t.Errorf("failed %v, %v", failed, err)
+			}
+		}
+		return nil, nil
+	}
+	p.update = func(c *api.Container, asked *api.LinuxResources) []*api.ContainerUpdate {
+		return []*api.ContainerUpdate{limit(c.Id, asked.GetMemory().GetLimit().GetValue()+10<<20, 35000)}
 	}
 	p.connect(t, n, "10")
 	pod := n.RunPod(t, "updated")
@@ -163,6 +168,9 @@ func TestNRIUpdates(t *testing.T) {
 
 	pod.Idle(t, "second")
 	wantLimits(t, app, 50<<20, 50000)
+
+	pod.Idle(t, "third")
+	wantLimits(t, app, 55<<20, 55000)
 
 	_, err = n.Runtime.UpdateContainerResources(harness.Ctx(t), &cri.UpdateContainerResourcesRequest{
 		ContainerId: app.ID, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 70 << 20, CpuQuota: 70000, CpuPeriod: 100000},
@@ -266,7 +274,9 @@ func TestNRIMovesCgroup(t *testing.T) {
 
 // A plugin that does not answer is cut off, and what it was told of goes on without it.
 func TestNRIPluginThatHangs(t *testing.T) {
-	n := ownNode(t, func(o *harness.Options) { o.Config = "nri: {requestTimeout: 500ms}\n" })
+	n := ownNode(t, func(o *harness.Options) {
+		o.Config = fmt.Sprintf("nri: {requestTimeout: %s}\n", harness.Patience(500*time.Millisecond))
+	})
 	p := &plugin{on: func(ctx context.Context, _ event) error {
 		<-ctx.Done()
 		return nil

@@ -81,7 +81,7 @@ func TestNRIInstalledPlugin(t *testing.T) {
 		}
 	}
 	n := ownNode(t, func(o *harness.Options) {
-		o.Config = fmt.Sprintf("nri: {pluginPath: %s, pluginConfigPath: %s}\n", plugins, configs)
+		o.Config = fmt.Sprintf("nri: {pluginPath: %s, pluginConfigPath: %s, %s}\n", plugins, configs, patientWithPlugins())
 	})
 	// lastPid waits for the plugin to have written so much, and returns its process.
 	lastPid := func(starts int, want string) int {

@@ -50,11 +50,14 @@ func TestNRI(t *testing.T) {
 	}
 }
 
-// nriNode starts a node that does not cut off plugins while a test holds them.
+// nriNode starts a node with plugins.
 func nriNode(t *testing.T) *harness.Node {
-	return ownNode(t, func(o *harness.Options) {
-		o.Config = fmt.Sprintf("nri: {requestTimeout: %s, registrationTimeout: %[1]s}\n", harness.Patience(30*time.Second))
-	})
+	return ownNode(t, func(o *harness.Options) { o.Config = "nri: {" + patientWithPlugins() + "}\n" })
+}
+
+// patientWithPlugins is configuration of a node that does not cut off plugins that a test holds.
+func patientWithPlugins() string {
+	return fmt.Sprintf("requestTimeout: %s, registrationTimeout: %[1]s", harness.Patience(30*time.Second))
 }
 
 func testPluginHearsOfPod(t *testing.T, n *harness.Node) {
