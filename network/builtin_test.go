@@ -411,6 +411,29 @@ func TestBuiltinConcurrentPods(t *testing.T) {
 	detachAll(t, b)
 }
 
+// A daemon that was killed while it made its bridge has left one without its mark. The next one goes on with it.
+func TestBuiltinCompletesItsBridge(t *testing.T) {
+	newWorld(t)
+	dir := t.TempDir()
+	killed := newBuiltin(t, dir)
+	if _, err := killed.makeBridge(killed.subnets[0]); err != nil {
+		t.Fatal(err)
+	}
+	b := newBuiltin(t, dir)
+	req, _ := pod(t, b, Request{SandboxID: "x"})
+	detachAll(t, b, req)
+
+	if _, err := killed.makeBridge(killed.subnets[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := newBuiltin(t, dir).Teardown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustRun(t, "ip", "-br", "link", "show", "type", "bridge"); out != "" {
+		t.Errorf("a bridge is left:\n%s", out)
+	}
+}
+
 func TestBuiltinFailedAttachLeavesNothing(t *testing.T) {
 	newWorld(t)
 	b := newBuiltin(t, t.TempDir())

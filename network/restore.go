@@ -86,7 +86,7 @@ func (b *Builtin) subnetsInUse() map[int]bool {
 	}
 	for i, s := range b.subnets {
 		link, err := b.h.LinkByName(s.Bridge)
-		if err == nil && link.Attrs().Alias == b.alias() {
+		if err == nil && b.owns(link, s) {
 			inUse[i] = true
 		}
 	}

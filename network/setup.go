@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -76,8 +77,13 @@ func (b *Builtin) setUpBridge(s subnet) error {
 	if err != nil {
 		return err
 	}
-	if link.Type() != "bridge" || link.Attrs().Alias != b.alias() {
+	if !b.owns(link, s) {
 		return fmt.Errorf("the host has a %s of that name which is not this node's", link.Type())
+	}
+	if link.Attrs().Alias == "" {
+		if err := b.completeBridge(link, s); err != nil {
+			return err
+		}
 	}
 	conf4, conf6 := "/proc/sys/net/ipv4/conf/"+s.Bridge+"/", "/proc/sys/net/ipv6/conf/"+s.Bridge+"/"
 	// Lets a packet from 127.0.0.1 leave for a pod, and its answer come back. The rule "guard" closes what this opens.
@@ -134,26 +140,32 @@ func dropOtherAddrs(h *netlink.Handle, bridge netlink.Link, wanted []netip.Prefi
 	return nil
 }
 
-// makeBridge makes a bridge and joins the pods to it that have leases in its subnet: none, unless somebody removed it.
+// owns reports whether link is this node's bridge for s. One without an alias is if it has the address that makeBridge
+// gives: a daemon was killed before it had completed it.
+func (b *Builtin) owns(link netlink.Link, s subnet) bool {
+	a := link.Attrs()
+	return link.Type() == "bridge" &&
+		(a.Alias == b.alias() || a.Alias == "" && bytes.Equal(a.HardwareAddr, bridgeMAC(s)))
+}
+
+// bridgeMAC is given to a bridge, since it else takes the lowest address of its ports, and changes it as pods come and go.
+func bridgeMAC(s subnet) net.HardwareAddr { return mac(0x0e, s.addr4(1)) }
+
+// makeBridge makes a bridge that is still to be completed.
 func (b *Builtin) makeBridge(s subnet) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Alias = s.Bridge, b.mtu, b.alias()
-	// Given, since a bridge else takes the lowest address of its ports, and changes it as pods come and go.
-	attrs.HardwareAddr = mac(0x0e, s.addr4(1))
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.Bridge, b.mtu, bridgeMAC(s)
 	noSnooping := false // without a router that queries groups, snooping only costs
 	err := b.h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &noSnooping})
 	if err != nil {
 		return nil, err
 	}
-	// Not every kernel takes an alias in the message that makes a link.
-	link, err := b.h.LinkByName(s.Bridge)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.h.LinkSetAlias(link, b.alias()); err != nil {
-		return nil, err
-	}
-	link.Attrs().Alias = b.alias()
+	return b.h.LinkByName(s.Bridge)
+}
+
+// completeBridge joins the pods to a new bridge that have leases in its subnet (none, unless somebody removed the one
+// before) and marks it as this node's. Not every kernel takes an alias in the message that makes a link.
+func (b *Builtin) completeBridge(link netlink.Link, s subnet) error {
 	for _, ls := range b.leases.all() {
 		if b.subnets[ls.subnet].Bridge != s.Bridge {
 			continue
@@ -163,13 +175,13 @@ func (b *Builtin) makeBridge(s subnet) (netlink.Link, error) {
 			continue // the sandbox died with its namespace; its Detach is still to come
 		}
 		if err := b.h.LinkSetMaster(port, link); err != nil {
-			return nil, err
+			return err
 		}
 		if err := (veth{host: port.Attrs().Name}).makePort(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return link, nil
+	return b.h.LinkSetAlias(link, b.alias())
 }
 
 // routeLocalhost6 makes the kernel accept ::1 as a destination of what comes in by the bridge.
@@ -236,7 +248,7 @@ func (b *Builtin) Teardown(ctx context.Context) error {
 	}
 	for i, s := range b.subnets {
 		link, err := b.h.LinkByName(s.Bridge)
-		if err != nil || link.Attrs().Alias != b.alias() {
+		if err != nil || !b.owns(link, s) {
 			continue
 		}
 		if err := b.h.LinkDel(link); err != nil {
