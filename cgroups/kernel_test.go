@@ -161,7 +161,7 @@ func hosts(t *testing.T, test func(t *testing.T, h *Host, g *Group)) {
 				if err := g.Remove(ctx); err != nil {
 					t.Error(err)
 				}
-				if err := h.RemoveParentIfEmpty(""); err != nil {
+				if err := h.RemoveParentIfEmpty(ctx, ""); err != nil {
 					t.Error(err)
 				}
 				parent, err := h.OpenParent("")

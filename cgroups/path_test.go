@@ -124,7 +124,7 @@ func TestRemoveParentIfEmpty(t *testing.T) {
 		}
 	}
 	for _, parent := range []string{"", "/used", "/x", "/gone", "/"} {
-		if err := h.RemoveParentIfEmpty(parent); err != nil {
+		if err := h.RemoveParentIfEmpty(t.Context(), parent); err != nil {
 			t.Errorf("%q: %v", parent, err)
 		}
 	}

@@ -86,8 +86,9 @@ func removeTree(dir string) error {
 }
 
 // RemoveParentIfEmpty removes a cgroup parent if nothing is in it any more. It is for a parent that this node made, its
-// default one or another that nobody else had made, and does nothing while something else uses it, or is left in it.
-func (h *Host) RemoveParentIfEmpty(parent string) error {
+// default one or another that nobody else had made, and does nothing while something else uses it, or is left in it. With
+// the systemd driver the unit of the slice is stopped too.
+func (h *Host) RemoveParentIfEmpty(ctx context.Context, parent string) error {
 	p, err := h.parent(parent)
 	if err != nil {
 		return err
@@ -95,13 +96,16 @@ func (h *Host) RemoveParentIfEmpty(parent string) error {
 	if p == "/" {
 		return nil
 	}
+	removed := false
 	for _, dir := range h.under(p) {
-		// rmdir alone asks and acts in one step. With systemd the unit of the slice stays known to it, without a cgroup:
-		// to stop it would end what another node has just started in it.
-		err := unix.Rmdir(dir)
+		err := unix.Rmdir(dir) // asks and acts in one step
+		removed = removed || err == nil
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
 			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 		}
 	}
-	return nil
+	if !removed || h.Driver != Systemd {
+		return nil
+	}
+	return stopSlice(ctx, filepath.Base(p))
 }

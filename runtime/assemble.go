@@ -283,18 +283,18 @@ func (r *Runtime) teardown(ctx context.Context, sb *sandbox) error {
 	if failed == nil {
 		failed = os.RemoveAll(r.paths.runSandbox(id))
 	}
-	return errors.Join(failed, r.removeParent(a))
+	return errors.Join(failed, r.removeParent(ctx, a))
 }
 
 // removeParent removes the cgroup that the pod's containers were in if it is ours and nobody else's container is in it.
-func (r *Runtime) removeParent(a anchors) error {
+func (r *Runtime) removeParent(ctx context.Context, a anchors) error {
 	if !a.MadeParent && a.CgroupParent != "" {
 		return nil
 	}
 	// Not while a container is being made: its cgroup would find no parent.
 	r.parents.Lock()
 	defer r.parents.Unlock()
-	return r.cfg.Cgroups.RemoveParentIfEmpty(a.CgroupParent)
+	return r.cfg.Cgroups.RemoveParentIfEmpty(ctx, a.CgroupParent)
 }
 
 // namespacePaths follow from the ID, so that a teardown finds what a creation made that was cut off.
