@@ -149,14 +149,14 @@ func TestPidLimitBinds(t *testing.T) {
 func TestPodLimitBinds(t *testing.T) {
 	n := sharedNode(t)
 	pod := n.RunPod(t, "pod-pids", func(c *cri.PodSandboxConfig) {
-		c.Linux.CgroupParent = "/berth-test-pids"
+		c.Linux.CgroupParent = "/berthtestpids"
 		if systemdDriver(t, n) {
-			c.Linux.CgroupParent = "/berth.slice/berth-test.slice/berth-test-pids.slice"
+			c.Linux.CgroupParent = "/berthtestpids.slice"
 		}
 	})
 	app := pod.Idle(t, "app")
 	parent := filepath.Dir(hostCgroup(t, app))
-	if !strings.Contains(filepath.Base(parent), "berth-test-pids") {
+	if !strings.HasPrefix(filepath.Base(parent), "berthtestpids") {
 		t.Fatalf("the container's cgroup is in %s", parent)
 	}
 	if err := os.WriteFile(filepath.Join(parent, "pids.max"), []byte("8"), 0o644); err != nil {
@@ -334,11 +334,11 @@ func TestExecHasACgroup(t *testing.T) {
 		return
 	}
 	// A container that manages its own cgroups, as one with systemd in it does, has no processes in its uppermost one.
-	privileged := sharedNode(t).RunPod(t, "manager", func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
-	manager := privileged.Sh(t, "manager", `mkdir /sys/fs/cgroup/init && echo 1 > /sys/fs/cgroup/init/cgroup.procs &&
-		echo +memory +pids > /sys/fs/cgroup/cgroup.subtree_control && echo ready; exec sleep 1000`, func(c *cri.ContainerConfig) {
-		c.Linux.SecurityContext.Privileged = true
-		c.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+	manager := pod.Sh(t, "manager", `mount -o remount,bind,rw /sys/fs/cgroup && mkdir /sys/fs/cgroup/init &&
+		echo 1 > /sys/fs/cgroup/init/cgroup.procs && echo +memory +pids > /sys/fs/cgroup/cgroup.subtree_control &&
+		echo ready && exec sleep 1000`, func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+		c.Linux.SecurityContext.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
 	})
 	waitForText(t, manager, "stdout", "ready")
 	if err := wantIn(manager.Exec(t, "cat", "/proc/self/cgroup"), "/exec-"); err != nil {

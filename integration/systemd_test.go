@@ -102,7 +102,12 @@ func TestSystemdSliceOfAPod(t *testing.T) {
 	if resp, err := n.Runtime.RunPodSandbox(harness.Ctx(t), &cri.RunPodSandboxRequest{Config: config}); err == nil {
 		t.Errorf("a parent that is no slice was taken: %s", resp.PodSandboxId)
 	}
-	systemctl(t, "stop", "berthtest.slice")
+	pod.Remove(t)
+	wantNoUnit(t, "berthtest-burstable-pod1.slice") // the ones above it are those of others
+
+	again := n.RunPod(t, "slice-again", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/berthtest.slice" })
+	app = again.Idle(t, "app")
+	systemctl(t, "stop", "berthtest.slice") // as a machine does when it goes down
 	app.WaitExit(t)
 }
 

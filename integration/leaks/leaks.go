@@ -47,6 +47,11 @@ func byDesign(thing string, _ bool) bool {
 	return thing == "file /run/netns" || strings.HasPrefix(thing, "mount /run/netns (")
 }
 
+// notOurs are files that other programs keep by design.
+var notOurs = map[string]bool{
+	"/run/criu.kdat": true, // what criu knows of the kernel
+}
+
 // Take looks at the machine.
 func Take() (Snapshot, error) {
 	s := Snapshot{}
@@ -218,7 +223,7 @@ func files(s Snapshot) error {
 			if err != nil {
 				return skipGone(err)
 			}
-			if path != dir {
+			if path != dir && !notOurs[path] {
 				s["file "+path] = true
 			}
 			if d.IsDir() && strings.Count(path, "/")-base >= depth {
