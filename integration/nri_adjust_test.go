@@ -277,8 +277,9 @@ func TestNRIPluginThatHangs(t *testing.T) {
 	n := ownNode(t, func(o *harness.Options) {
 		o.Config = fmt.Sprintf("nri: {requestTimeout: %s}\n", harness.Patience(500*time.Millisecond))
 	})
-	p := &plugin{on: func(ctx context.Context, _ event) error {
-		<-ctx.Done()
+	g := newGate(t)
+	p := &plugin{on: func(context.Context, event) error {
+		g.hold(context.Background()) // past every deadline
 		return nil
 	}}
 	synced, ended := p.begin(t, n, "10")
