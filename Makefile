@@ -87,6 +87,10 @@ critest: build tools images ## Run critest against a node of its own (as root); 
 test-v2: out/v2 ## Run the suite on cgroup v2: here, or in the virtual machine started by $V2_VM
 	@V2_VM='$(V2_VM)' V2_VM_FLAGS='$(V2_VM_FLAGS)' RUN='$(RUN)' FOCUS='$(FOCUS)' integration/v2/test-v2 $(SUITES)
 
+.PHONY: test-v2-systemd
+test-v2-systemd: out/v2 ## The same with systemd as PID 1, which then makes the cgroups
+	@V2_VM='$(V2_VM)' V2_VM_FLAGS='$(V2_VM_FLAGS) --systemd' BERTH_TEST_CGROUP_DRIVER=systemd RUN='$(RUN)' FOCUS='$(FOCUS)' integration/v2/test-v2 $(SUITES)
+
 # All that the suite needs, to be run on another machine without Go: out/v2/run.sh
 .PHONY: out/v2
 out/v2: build tools images
