@@ -38,15 +38,16 @@ func (r *Runtime) Attach(ctx context.Context, id string, s Streams) error {
 
 // attachStdin passes the client's input on and, where it is the only one there shall be, its end too.
 func (r *Runtime) attachStdin(k *keeper.Client, c *container, a *keeper.Attachment, from io.Reader) {
-	_, err := io.Copy(a.Stdin, from)
+	_, _ = io.Copy(a.Stdin, from) // a client that went away ends the input as well as one that closed it
 	if !c.config.StdinOnce || c.config.Tty {
 		return
 	}
 	a.Stdin.Close()
-	if err := k.CloseStdin(r.ctx, c.id()); err != nil && c.state() == Running {
+	ctx, cancel := r.detached(releaseLimit)
+	defer cancel()
+	if err := k.CloseStdin(ctx, c.id()); err != nil && c.state() == Running {
 		r.log.Warn("input of a container could not be closed, ignoring", "container", c.id(), "err", err)
 	}
-	_ = err // a client that went away ends the input as well as one that closed it
 }
 
 func attachOutput(ctx context.Context, a *keeper.Attachment, s Streams) error {

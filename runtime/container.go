@@ -15,6 +15,7 @@ import (
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/spec"
 )
 
@@ -32,8 +33,11 @@ type container struct {
 	config *cri.ContainerConfig
 	// op serialises updating, checkpointing and removing.
 	op opLock
-	// life orders the start and the exit: an exit is not told before the start that it ends.
+	// life orders the creation, the start and the exit: an exit is not told before what it ends.
 	life sync.Mutex
+	// making says that nobody has seen the container yet, and early is an exit that came meanwhile. Both need life.
+	making bool
+	early  *keeper.Exit
 	// telling is held over a step of which plugins are told, so that they are told of the end after it, however soon that
 	// comes. It is not life, since a plugin takes its time.
 	telling sync.Mutex
@@ -250,11 +254,14 @@ func (r *Runtime) openFifo(ctx context.Context, c *container) error {
 		return err
 	}
 	if err := k.Start(ctx, c.id()); err != nil {
+		if r.ctx.Err() != nil {
+			return err // this daemon stops; the next one asks the keeper what became of it
+		}
 		return r.failStart(c, err)
 	}
 	now := time.Now()
 	if err := c.update(func(f *containerFacts) { f.StartedAt = now }); err != nil {
-		return err
+		return r.failStart(c, err)
 	}
 	r.announce(EventStarted, c.record.SandboxID, c.id(), now)
 	return nil
@@ -267,13 +274,7 @@ const startErrorCode = 128
 // c.life.
 func (r *Runtime) failStart(c *container, cause error) error {
 	if c.state() != Exited {
-		now := time.Now()
-		err := c.update(func(f *containerFacts) {
-			f.FinishedAt, f.ExitCode, f.Reason, f.Message = now, startErrorCode, "StartError", cause.Error()
-		})
-		if err == nil {
-			r.ended(c, now)
-		}
+		r.becomeExited(c, time.Now(), startErrorCode, "StartError", cause.Error())
 	}
 	return fmt.Errorf("start container %s: %w", c.id(), cause)
 }

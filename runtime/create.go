@@ -45,13 +45,19 @@ func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, cfg *cr
 		}
 		ctx, cancel := r.detached(createLimit)
 		defer cancel()
-		return r.createContainer(ctx, sb, cfg)
+		ctx, done, err := sb.creations.enter(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer done()
+		id, err := r.createContainer(ctx, sb, cfg)
+		return id, becauseOf(ctx, err)
 	})
 }
 
 func (r *Runtime) createContainer(ctx context.Context, sb *sandbox, cfg *cri.ContainerConfig) (string, error) {
 	if !sb.ready() {
-		return "", fmt.Errorf("create container in sandbox %s: it is not ready: %w", sb.record.ID, errdefs.ErrFailedPrecondition)
+		return "", sb.notReady()
 	}
 	if err := spec.ValidateContainer(sb.config, cfg); err != nil {
 		return "", err
@@ -69,25 +75,33 @@ func (r *Runtime) createContainer(ctx context.Context, sb *sandbox, cfg *cri.Con
 	if err := r.build(ctx, sb, c, img); err != nil {
 		undo, cancel := r.detached(teardownLimit)
 		defer cancel()
-		if undone := r.undoCreate(undo, c); undone != nil {
-			r.index.addContainer(c)
-			r.log.Error("container could not be undone", "container", c.id(), "err", undone)
-		}
+		r.undoCreate(undo, c)
 		return "", fmt.Errorf("create container %s: %w", cfg.Metadata.Name, err)
 	}
 	return c.id(), nil
 }
 
-// undoCreate leaves nothing of a container that could not be made, unless it fails itself; then the container is left
-// as exited, for its removal to try again.
-func (r *Runtime) undoCreate(ctx context.Context, c *container) error {
+// undoCreate leaves nothing of a container that could not be made. If that fails, the container is left as exited, for
+// its removal to try again.
+func (r *Runtime) undoCreate(ctx context.Context, c *container) {
 	err := r.eraseContainer(ctx, c)
-	if err != nil {
-		c.life.Lock()
-		defer c.life.Unlock()
-		_ = r.failStart(c, errors.New("it could not be made"))
+	if err == nil {
+		r.index.dropContainer(c) // where an earlier daemon began to make it
+		return
 	}
-	return err
+	if r.ctx.Err() != nil {
+		return // the next daemon goes on
+	}
+	r.log.Error("container could not be undone", "container", c.id(), "err", err)
+	c.life.Lock()
+	defer c.life.Unlock()
+	c.making = false
+	r.index.addContainer(c)
+	if c.state() == Exited { // an earlier daemon failed too
+		r.background(func() { r.release(c) })
+		return
+	}
+	_ = r.failStart(c, errors.New("it could not be made"))
 }
 
 // newContainerRecord puts on record what is going to be made.
@@ -110,7 +124,7 @@ func (r *Runtime) newContainerRecord(sb *sandbox, cfg *cri.ContainerConfig, img 
 		return nil, err
 	}
 	c := newContainer(r.paths.container(id))
-	c.config = cfg
+	c.config, c.making = cfg, true
 	c.record = containerRecord{
 		Version: recordVersion, ID: id, SandboxID: sb.record.ID, CreatedAt: time.Now(), Boot: r.boot,
 		Image:   imageRecord{ID: img.ID, Ref: imageRef(img), UserSpecified: userSpecified(cfg.GetImage())},
@@ -190,12 +204,24 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 		}
 		return err
 	}
-	r.index.addContainer(c)
+	r.becomeVisible(c, now)
 	if err := r.cfg.NRI.PostCreateContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
 		r.log.Warn("NRI plugin failed after the creation of a container, ignoring", "container", c.id(), "err", err)
 	}
-	r.announce(EventCreated, sb.record.ID, c.id(), now)
 	return nil
+}
+
+// becomeVisible shows a container that is made, and then its end if that came already.
+func (r *Runtime) becomeVisible(c *container, at time.Time) {
+	c.life.Lock()
+	c.making = false
+	r.index.addContainer(c)
+	r.announce(EventCreated, c.record.SandboxID, c.id(), at)
+	early := c.early
+	c.life.Unlock()
+	if early != nil {
+		r.finish(c, *early)
+	}
 }
 
 // followCgroup puts on record that plugins want the container in another cgroup: everything that limits, measures and ends

@@ -11,10 +11,15 @@ import (
 	"github.com/berth-node/berth/network/netns"
 )
 
-// Drain lets no new pod in and removes those that are there: each container has grace to end. It tells of each pod that
-// is gone. After an error pods may be left; Drain may be called again.
+// errDraining is for who wants a new pod on a node that is being drained.
+var errDraining = fmt.Errorf("the node is being drained: %w", errdefs.ErrUnavailable)
+
+// Drain lets no new pod in, undoes those that are just being made, and removes those that are there: each container has
+// grace to end. It tells of each pod that is gone. After an error pods may be left; Drain may be called again.
 func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(string)) error {
-	r.draining.Store(true)
+	if err := r.admission.shut(ctx, errDraining); err != nil {
+		return fmt.Errorf("pods are being made: %w", err)
+	}
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex
@@ -52,19 +57,17 @@ func (r *Runtime) drainSandbox(ctx context.Context, sb *sandbox, grace time.Dura
 }
 
 // ShutdownKeeper ends the keeper, and with it this Runtime's use: only Close may follow. It is refused while anything
-// runs.
+// runs; then nothing has changed.
 func (r *Runtime) ShutdownKeeper(ctx context.Context) error {
 	k, err := r.keeper.client(ctx)
 	if err != nil {
 		return err
 	}
-	r.cancel() // the end of the keeper is no reason to start another
-	return k.Shutdown(ctx)
-}
-
-func (r *Runtime) refuseWhileDraining() error {
-	if r.draining.Load() {
-		return fmt.Errorf("the node is being drained: %w", errdefs.ErrUnavailable)
+	r.parting.Store(true)
+	if err := k.Shutdown(ctx); err != nil {
+		r.parting.Store(false)
+		return err
 	}
+	r.end()
 	return nil
 }

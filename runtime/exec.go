@@ -95,7 +95,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	}
 	k, err := r.keeper.client(ctx)
 	if err != nil {
-		return nil, errors.Join(err, x.removeGroup())
+		return nil, errors.Join(err, x.endGroup())
 	}
 	x.exit = r.execs.await(id)
 	_, x.console, err = k.Exec(ctx, keeper.ExecRequest{
@@ -105,7 +105,8 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	})
 	if err != nil {
 		r.execs.forget(id)
-		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.removeGroup())
+		// Whoever does not know what became of the request kills what may have come of it.
+		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.endGroup())
 	}
 	return x, nil
 }
@@ -113,7 +114,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 // execCgroup is the prefix of the cgroups of execs, below their container's.
 const execCgroup = "exec-"
 
-// kill ends the process and all its children at once.
+// kill ends the process and all its children at once. It does not return before they have ended.
 func (x *execution) kill() {
 	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
 	defer cancel()
@@ -122,10 +123,15 @@ func (x *execution) kill() {
 	}
 }
 
-// wait returns how the process ended. At the end of ctx it kills it with all its children and returns ctx.Err().
+// wait returns how the process ended. At the end of ctx it kills it with all its children and returns ctx.Err(). So it
+// does if the keeper is lost, and with it the news of the end; the error is of class ErrUnavailable.
 func (x *execution) wait(ctx context.Context) (keeper.Exit, error) {
 	select {
 	case e := <-x.exit:
+		if e.Unknown {
+			x.kill()
+			return e, fmt.Errorf("exec in container %s: the keeper was lost: %w", x.c.id(), errdefs.ErrUnavailable)
+		}
 		return e, nil
 	case <-ctx.Done():
 		x.kill()
@@ -139,15 +145,16 @@ func (x *execution) done() {
 	if x.console != nil {
 		x.console.Close()
 	}
-	if err := x.removeGroup(); err != nil {
+	if pids, err := x.group.Pids(); err == nil && len(pids) > 0 {
+		return
+	}
+	if err := x.endGroup(); err != nil {
 		x.r.log.Warn("cgroup of an exec could not be removed, ignoring", "container", x.c.id(), "exec", x.id, "err", err)
 	}
 }
 
-func (x *execution) removeGroup() error {
-	if pids, err := x.group.Pids(); err == nil && len(pids) > 0 {
-		return nil
-	}
+// endGroup removes the cgroup with whatever is in it.
+func (x *execution) endGroup() error {
 	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
 	defer cancel()
 	return x.group.Remove(ctx)
@@ -183,11 +190,11 @@ func (r *Runtime) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	}
 	defer x.done()
 	exit, err := x.wait(ctx)
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
 		return ExecResult{}, context.Cause(ctx)
 	}
-	if exit.Unknown {
-		return ExecResult{}, fmt.Errorf("exec in container %s: the keeper was lost: %w", c.id(), errdefs.ErrUnavailable)
+	if err != nil {
+		return ExecResult{}, err
 	}
 	// A child that was left behind may hold the pipes for ever: what the command itself wrote is there already.
 	drain := time.Now().Add(r.cfg.ExecDrain)
@@ -197,8 +204,7 @@ func (r *Runtime) ExecSync(ctx context.Context, id string, cmd []string, timeout
 // A capture keeps the first bytes written to a pipe and discards the rest.
 type capture struct {
 	r, w *os.File
-	done chan struct{}
-	mu   sync.Mutex
+	done chan struct{} // closed when nobody writes to buf any more
 	buf  bytes.Buffer
 }
 
@@ -210,20 +216,19 @@ func newCapture(limit int) (*capture, error) {
 	c := &capture{r: r, w: w, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		_, _ = io.Copy(&capped{c, limit}, r) // ends with the pipe, or with finish
+		_, _ = io.Copy(&capped{&c.buf, limit}, r) // ends with the pipe, or with finish
 	}()
 	return c, nil
 }
 
+// capped takes everything and keeps what comes first, limit bytes at the most.
 type capped struct {
-	c     *capture
+	buf   *bytes.Buffer
 	limit int
 }
 
 func (w *capped) Write(p []byte) (int, error) {
-	w.c.mu.Lock()
-	defer w.c.mu.Unlock()
-	w.c.buf.Write(p[:min(len(p), w.limit-w.c.buf.Len())])
+	w.buf.Write(p[:min(len(p), w.limit-w.buf.Len())])
 	return len(p), nil
 }
 
@@ -233,9 +238,7 @@ func (c *capture) closeWrite() { c.w.Close() }
 func (c *capture) finish(deadline time.Time) []byte {
 	_ = c.r.SetReadDeadline(deadline) // a pipe always has one
 	<-c.done
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return bytes.Clone(c.buf.Bytes())
+	return c.buf.Bytes()
 }
 
 func (c *capture) close() {
@@ -270,13 +273,6 @@ func (r *Runtime) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 		return 0, err
 	}
 	pipes.drain(time.Now().Add(r.cfg.ExecDrain))
-	return exitOf(c, exit)
-}
-
-func exitOf(c *container, exit keeper.Exit) (int32, error) {
-	if exit.Unknown {
-		return 0, fmt.Errorf("exec in container %s: the keeper was lost: %w", c.id(), errdefs.ErrUnavailable)
-	}
 	return int32(exit.Code), nil
 }
 
@@ -287,6 +283,7 @@ func (r *Runtime) execTerminal(ctx context.Context, c *container, cmd []string, 
 	}
 	defer x.done()
 	if err := x.pollConsole(); err != nil {
+		x.kill()
 		return 0, err
 	}
 	stop := resizeLoop(s.Resize, func(size Size) error { return setSize(x.console, size) })
@@ -297,19 +294,19 @@ func (r *Runtime) execTerminal(ctx context.Context, c *container, cmd []string, 
 	output := make(chan struct{})
 	go func() {
 		defer close(output)
-		if s.Stdout != nil {
-			_, _ = io.Copy(s.Stdout, x.console) // a terminal ends with EIO when the last process has closed it
-		}
+		passOn(s.Stdout, x.console) // a terminal ends with EIO when the last process has closed it
 	}()
 	exit, err := x.wait(ctx)
 	if err != nil {
 		return 0, err
 	}
+	_ = x.console.SetReadDeadline(time.Now().Add(r.cfg.ExecDrain)) // a child left behind may hold the terminal; see pollConsole
 	select {
 	case <-output:
-	case <-time.After(r.cfg.ExecDrain): // a child left behind holds the terminal
+	case <-ctx.Done():
+		return 0, ctx.Err()
 	}
-	return exitOf(c, exit)
+	return int32(exit.Code), nil
 }
 
 // pollConsole makes reading the terminal a matter of the poller: done can then end a read that nothing else would end.

@@ -19,30 +19,33 @@ const exitUnknown = 255
 // exitWaiters are those who wait for the exit of something that is not a container in the index.
 type exitWaiters struct {
 	mu      sync.Mutex
-	waiting map[string]chan struct{}
+	waiting map[chan struct{}]string
 }
 
-// await returns a channel that is closed at the next exit of id.
-func (w *exitWaiters) await(id string) <-chan struct{} {
+// await returns a channel that is closed at the next exit of id. Who has no use for it any more calls forget.
+func (w *exitWaiters) await(id string) (exited <-chan struct{}, forget func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.waiting == nil {
-		w.waiting = map[string]chan struct{}{}
+		w.waiting = map[chan struct{}]string{}
 	}
-	ch := w.waiting[id]
-	if ch == nil {
-		ch = make(chan struct{})
-		w.waiting[id] = ch
+	ch := make(chan struct{})
+	w.waiting[ch] = id
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.waiting, ch)
 	}
-	return ch
 }
 
 func (w *exitWaiters) tell(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if ch := w.waiting[id]; ch != nil {
-		close(ch)
-		delete(w.waiting, id)
+	for ch, waited := range w.waiting { // few: those who have just killed something
+		if waited == id {
+			close(ch)
+			delete(w.waiting, ch)
+		}
 	}
 }
 
@@ -52,17 +55,24 @@ func (r *Runtime) onExit(e keeper.Exit) {
 	switch {
 	case e.ExecID != "":
 		r.execs.exited(e)
-	case r.index.anyContainer(e.ID) != nil:
-		r.finish(r.index.anyContainer(e.ID), e)
-	case r.index.sandbox(e.ID) != nil:
-		r.pauseExited(r.index.sandbox(e.ID), e.At)
+	default:
+		if c := r.index.anyContainer(e.ID); c != nil {
+			r.finish(c, e)
+		} else if sb := r.index.sandbox(e.ID); sb != nil {
+			r.pauseExited(sb, e.At)
+		}
 	}
 }
 
-// finish records the end of a container.
+// finish records the end of a container. That of one in the making is kept until it is made, and forgotten with it
+// if it is undone: what nobody has seen does not end.
 func (r *Runtime) finish(c *container, e keeper.Exit) {
 	c.life.Lock()
 	defer c.life.Unlock()
+	if c.making {
+		c.early = &e
+		return
+	}
 	if c.state() == Exited {
 		return
 	}
@@ -75,21 +85,21 @@ func (r *Runtime) finish(c *container, e keeper.Exit) {
 	case code != 0:
 		reason = "Error"
 	}
-	err := c.update(func(f *containerFacts) {
-		f.FinishedAt, f.ExitCode, f.Reason, f.Message = e.At, code, reason, message
-	})
-	if err != nil {
-		// Without room for the record the exit is still true, and the keeper has it for the next daemon.
-		r.log.Error("exit could not be recorded", "container", c.id(), "err", err)
-		c.mu.Lock()
-		c.facts.FinishedAt, c.facts.ExitCode, c.facts.Reason, c.facts.Message = e.At, code, reason, message
-		c.mu.Unlock()
-	}
-	r.ended(c, e.At)
+	r.becomeExited(c, e.At, code, reason, message)
 }
 
-// ended tells everybody that the container has exited and begins to clear up after it.
-func (r *Runtime) ended(c *container, at time.Time) {
+// becomeExited is the one way into the state exited: on record, then told to everybody, then cleared up after. It needs
+// c.life, and that the container has not exited.
+func (r *Runtime) becomeExited(c *container, at time.Time, code int32, reason, message string) {
+	end := func(f *containerFacts) { f.FinishedAt, f.ExitCode, f.Reason, f.Message = at, code, reason, message }
+	if err := c.update(end); err != nil {
+		// Without room for the record the exit is still true. The next daemon hears of it from the keeper, or finds no
+		// process.
+		r.log.Error("exit could not be recorded", "container", c.id(), "err", err)
+		c.mu.Lock()
+		end(&c.facts)
+		c.mu.Unlock()
+	}
 	close(c.exited)
 	r.announce(EventStopped, c.record.SandboxID, c.id(), at)
 	r.background(func() { r.release(c) })
@@ -122,6 +132,7 @@ func (r *Runtime) watchOOM(c *container) {
 
 // pauseExited takes a pod whose shared PID namespace has ended, and all its containers with it, out of service.
 func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
+	wasReady := sb.ready()
 	err := sb.update(func(f *sandboxFacts) {
 		f.Pause = procfs.Process{}
 		if f.StoppedAt.IsZero() {
@@ -130,6 +141,10 @@ func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
 	})
 	if err != nil {
 		r.log.Error("end of a pause process could not be recorded", "sandbox", sb.record.ID, "err", err)
+		return
+	}
+	if wasReady {
+		r.announce(EventStopped, sb.record.ID, "", at)
 	}
 }
 

@@ -44,7 +44,7 @@ func (l *keeperLink) client(ctx context.Context) (*keeper.Client, error) {
 		current, changed, closed := l.current, l.changed, l.closed
 		l.mu.Unlock()
 		if closed {
-			return nil, fmt.Errorf("keeper: this daemon is stopping: %w", errdefs.ErrUnavailable)
+			return nil, errEnding
 		}
 		if current != nil && current.Err() == nil {
 			return current, nil
@@ -93,6 +93,10 @@ func (l *keeperLink) connected() bool {
 func (l *keeperLink) set(c *keeper.Client) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		c.Close()
+		return
+	}
 	l.current = c
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -117,7 +121,7 @@ func (r *Runtime) follow(k *keeper.Client) {
 			r.onExit(e)
 			k.Ack(e.Seq)
 		}
-		if r.ctx.Err() != nil {
+		if r.ctx.Err() != nil || r.parting.Load() {
 			return
 		}
 		r.log.Error("the keeper is lost, connecting again", "err", k.Err())
@@ -152,6 +156,8 @@ func (r *Runtime) reconnect() *keeper.Client {
 
 // compare finds what ended while nobody could tell, and records it as such.
 func (r *Runtime) compare(ctx context.Context, k *keeper.Client) error {
+	// Before the list: what is made after it is not missing in it.
+	containers, sandboxes := r.index.allContainers(), r.index.allSandboxes()
 	states, err := k.List(ctx)
 	if err != nil {
 		return err
@@ -160,12 +166,12 @@ func (r *Runtime) compare(ctx context.Context, k *keeper.Client) error {
 	for _, s := range states {
 		known[s.ID] = true
 	}
-	for _, c := range r.index.allContainers() {
+	for _, c := range containers {
 		if _, mayLive := c.factsNow().process(); mayLive && !known[c.id()] {
 			r.lost(c)
 		}
 	}
-	for _, sb := range r.index.allSandboxes() {
+	for _, sb := range sandboxes {
 		if pause := sb.factsNow().Pause; pause.Pid != 0 && !known[sb.record.ID] {
 			r.pauseExited(sb, time.Now())
 		}

@@ -81,13 +81,39 @@ func (p *pipes) pump(s Streams) {
 		if out.from == nil {
 			continue
 		}
-		p.output.Go(func() {
-			if _, err := io.Copy(out.to, out.from); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				// The client has gone: the process shall not wait for anybody to read.
-				_, _ = io.Copy(io.Discard, out.from)
-			}
-		})
+		p.output.Go(func() { passOn(out.to, out.from) })
 	}
+}
+
+// passOn copies what a process writes until all who could write have closed, or from's deadline. A client that has gone,
+// or nil, takes nothing any more: the process shall not wait for anybody to read.
+func passOn(to io.Writer, from *os.File) {
+	if to == nil {
+		to = io.Discard
+	}
+	_, err := io.Copy(to, from)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// The deadline is for those who hold the other end and may never write. A client who reads slowly gets all the
+		// same what the process itself has written, which has been in the pipe or the terminal since then.
+		_, _ = io.CopyN(to, impatient{from}, maxBuffered)
+		return
+	}
+	if err != nil {
+		_, _ = io.Copy(io.Discard, from)
+	}
+}
+
+// maxBuffered is more than a pipe or a terminal holds, in bytes.
+const maxBuffered = 128 << 10
+
+// impatient reads what is there and does not wait for more, but for the moment that a terminal takes to refill.
+type impatient struct{ f *os.File }
+
+func (r impatient) Read(p []byte) (int, error) {
+	if err := r.f.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		return 0, err
+	}
+	return r.f.Read(p)
 }
 
 // drain waits until the outputs are passed on, at most until the deadline.

@@ -176,6 +176,7 @@ func loadSandbox(l layout, id string) (*sandbox, error) {
 	if sb.config.Metadata == nil {
 		return nil, fmt.Errorf("%s: %w: no metadata", dir, errDamaged)
 	}
+	sb.facts.Anchors = sb.record.Anchors // before the first facts are written, namespaces and addresses may be there
 	if err := readRecord(dir, factsFile, &sb.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -200,6 +201,7 @@ func loadContainer(l layout, id string) (*container, error) {
 	if err := readRecord(dir, factsFile, &c.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	c.making = c.facts.MadeAt.IsZero()
 	if c.facts.state() == Exited {
 		close(c.exited)
 	}

@@ -110,6 +110,26 @@ func TestSandboxRecordRoundTrip(t *testing.T) {
 	}
 }
 
+// Killed before the first facts are on record, a daemon leaves namespaces and an address that only the record names.
+func TestSandboxWithoutFactsKnowsWhatToTakeDown(t *testing.T) {
+	l := layout{root: t.TempDir()}
+	if err := os.MkdirAll(l.sandboxes(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a := anchors{NetNS: "/run/netns/x", CgroupParent: "/kubepods/x", MadeParent: true, Name: "p", Namespace: "n", UID: "u"}
+	record := sandboxRecord{Version: recordVersion, ID: "s1", Anchors: a, Config: json.RawMessage(`{"metadata":{"name":"p"}}`)}
+	if err := writeRecord(l.sandbox("s1"), record); err != nil {
+		t.Fatal(err)
+	}
+	sb, err := loadSandbox(l, "s1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := networkRequest(sb); sb.factsNow().Anchors != a || got.NetNS != a.NetNS || got.Name != "p" {
+		t.Errorf("loaded %+v, which detaches %+v", sb.factsNow().Anchors, got)
+	}
+}
+
 func TestDamagedRecordsAreToldApart(t *testing.T) {
 	newer, err := json.Marshal(containerRecord{Version: recordVersion + 1, ID: "c1"})
 	if err != nil {

@@ -116,6 +116,9 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 		r.log.Warn("image of a container is gone", "container", c.id(), "image", c.record.Image.ID, "err", err)
 	}
 	f := c.factsNow()
+	if f.MadeAt.IsZero() {
+		return // it was not complete: see finishCut
+	}
 	if f.state() == Exited {
 		if f.Released {
 			close(c.released)
@@ -125,8 +128,8 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 		return
 	}
 	s, found := known[c.id()]
-	if f.CommandError != "" || f.MadeAt.IsZero() {
-		return // it never had a process, or was not complete: see finishCut
+	if f.CommandError != "" {
+		return // it never had a process
 	}
 	if !found {
 		r.lost(c)
@@ -184,10 +187,10 @@ func (r *Runtime) resumeSandboxes(ctx context.Context, known map[string]keeper.S
 			continue
 		}
 		f := sb.factsNow()
-		_, paused := known[sb.record.ID]
+		pause, found := known[sb.record.ID]
 		lost := sb.record.Boot != r.boot ||
 			f.Anchors.NetNS != "" && !netns.IsNS(f.Anchors.NetNS) ||
-			f.Pause.Pid != 0 && !paused
+			f.Pause.Pid != 0 && (!found || pause.Exit != nil)
 		if lost {
 			r.log.Warn("sandbox has lost its namespaces, it is not ready any more", "sandbox", sb.record.ID)
 			if err := sb.update(func(f *sandboxFacts) { f.StoppedAt = time.Now() }); err != nil {
@@ -223,11 +226,11 @@ func (r *Runtime) finishCut(ctx context.Context) {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, teardownLimit)
 			defer cancel()
-			if err := r.eraseContainer(ctx, c); err != nil {
-				r.log.Error("a container that was cut off in the making could not be undone", "container", c.id(), "err", err)
-				return
+			if !complete {
+				r.undoCreate(ctx, c)
+			} else if err := r.RemoveContainer(ctx, c.id()); err != nil {
+				r.log.Error("the removal of a container was cut off and could not go on", "container", c.id(), "err", err)
 			}
-			r.index.dropContainer(c)
 		})
 	}
 	wg.Wait()

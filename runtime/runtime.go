@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
@@ -90,9 +91,14 @@ type Runtime struct {
 	// ctx is that of work which outlives the call that began it. It ends with Close.
 	ctx    context.Context
 	cancel context.CancelFunc
+	// ending is locked while ctx is ended: what begins to work afterwards is seen by nobody who waits for work.
+	ending sync.RWMutex
 	work   sync.WaitGroup
 
-	draining atomic.Bool
+	// admission lets in what makes sandboxes, until the node is drained.
+	admission gate
+	// parting says that the keeper was asked to end: nobody is to start another.
+	parting atomic.Bool
 
 	// parents is read-locked while a container's cgroup is made, and locked while an empty parent is removed.
 	parents sync.RWMutex
@@ -142,7 +148,7 @@ func New(cfg Config) (*Runtime, error) {
 
 // Close ends all waiting and lets go of the keeper. Containers run on.
 func (r *Runtime) Close() error {
-	r.cancel()
+	r.end()
 	err := r.keeper.close()
 	r.work.Wait()
 	return errors.Join(err, r.oom.Close())
@@ -153,12 +159,46 @@ func (r *Runtime) detached(limit time.Duration) (context.Context, context.Cancel
 	return context.WithTimeout(r.ctx, limit)
 }
 
-// background runs fn as part of the Runtime; Close waits for it.
-func (r *Runtime) background(fn func()) { r.work.Go(fn) }
+// end ends all work. What it leaves half done the next daemon finds on record.
+func (r *Runtime) end() {
+	r.ending.Lock()
+	defer r.ending.Unlock()
+	r.cancel()
+}
+
+// begin counts a piece of work, for which Close then waits; r.work.Done ends it. It is false after the end of the Runtime.
+func (r *Runtime) begin() bool {
+	r.ending.RLock()
+	defer r.ending.RUnlock()
+	if r.ctx.Err() != nil {
+		return false
+	}
+	r.work.Add(1)
+	return true
+}
+
+// background runs fn as part of the Runtime, and not at all after its end.
+func (r *Runtime) background(fn func()) {
+	if r.begin() {
+		go func() {
+			defer r.work.Done()
+			fn()
+		}()
+	}
+}
+
+// errEnding is for who asks a Runtime that has ended; the next daemon will answer.
+var errEnding = fmt.Errorf("this daemon is stopping: %w", errdefs.ErrUnavailable)
 
 // join runs fn once for all concurrent callers of the same key, and lets each of them leave when its context ends.
 func join[T any](ctx context.Context, r *Runtime, key string, fn func() (T, error)) (T, error) {
-	ch := r.flights.DoChan(key, func() (any, error) { return fn() })
+	ch := r.flights.DoChan(key, func() (any, error) {
+		if !r.begin() {
+			return nil, errEnding
+		}
+		defer r.work.Done()
+		return fn()
+	})
 	var zero T
 	select {
 	case res := <-ch:

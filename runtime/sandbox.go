@@ -28,6 +28,8 @@ type sandbox struct {
 	config *cri.PodSandboxConfig
 	// op serialises stopping and removing.
 	op opLock
+	// creations lets in what makes containers, until the sandbox is stopped.
+	creations gate
 
 	mu    sync.Mutex
 	facts sandboxFacts
@@ -44,11 +46,15 @@ func (r *Runtime) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 	if cfg.GetMetadata() == nil {
 		return "", fmt.Errorf("config.metadata is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := r.refuseWhileDraining(); err != nil {
-		return "", err
-	}
 	key := sandboxKey(cfg.Metadata)
 	return join(ctx, r, key, func() (string, error) {
+		ctx, cancel := r.detached(createLimit)
+		defer cancel()
+		ctx, done, err := r.admission.enter(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer done()
 		if sb := r.index.sandboxByKey(key); sb != nil {
 			if sb.ready() {
 				return sb.record.ID, nil
@@ -56,9 +62,8 @@ func (r *Runtime) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 			return "", fmt.Errorf("attempt %d at pod %s/%s was stopped already (sandbox %s): %w",
 				cfg.Metadata.Attempt, cfg.Metadata.Namespace, cfg.Metadata.Name, sb.record.ID, errdefs.ErrAlreadyExists)
 		}
-		ctx, cancel := r.detached(createLimit)
-		defer cancel()
-		return r.createSandbox(ctx, cfg, handler, owner)
+		id, err := r.createSandbox(ctx, cfg, handler, owner)
+		return id, becauseOf(ctx, err)
 	})
 }
 
@@ -122,7 +127,13 @@ func (r *Runtime) newSandbox(cfg *cri.PodSandboxConfig, handler, owner string) (
 		},
 		facts: sandboxFacts{Anchors: a, ProcessLabel: process, MountLabel: mount},
 	}
-	return sb, writeRecord(sb.dir, sb.record)
+	if err := writeRecord(sb.dir, sb.record); err != nil {
+		if process != "" {
+			spec.ReleaseSELinuxLabel(process)
+		}
+		return nil, err
+	}
+	return sb, nil
 }
 
 // assemble makes the sandbox, in an order in which each step needs only the ones before it.
@@ -146,6 +157,11 @@ func (r *Runtime) assemble(ctx context.Context, sb *sandbox) error {
 
 // publishSandbox lets the plugins look at the sandbox and only then shows it to everybody else.
 func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
+	// Who finds the sandbox at once and stops it has to wait until it was announced.
+	if err := sb.op.lock(ctx); err != nil {
+		return err
+	}
+	defer sb.op.unlock()
 	release := r.cfg.NRI.Block()
 	defer release()
 	if err := r.cfg.NRI.RunPodSandbox(ctx, r.nriPod(sb)); err != nil {
@@ -158,6 +174,9 @@ func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
 	r.index.addSandbox(sb)
 	r.announce(EventCreated, sb.record.ID, "", now)
 	r.announce(EventStarted, sb.record.ID, "", now)
+	if p := sb.factsNow().Pause; p.Pid != 0 && !p.Alive() {
+		r.pauseExited(sb, now) // its exit came while nobody could find the sandbox
+	}
 	return nil
 }
 
@@ -183,6 +202,11 @@ func (sb *sandbox) factsNow() sandboxFacts {
 func (sb *sandbox) ready() bool {
 	f := sb.factsNow()
 	return !f.ReadyAt.IsZero() && f.StoppedAt.IsZero()
+}
+
+// notReady is the error of a call that only a ready sandbox allows.
+func (sb *sandbox) notReady() error {
+	return fmt.Errorf("sandbox %s is not ready: %w", sb.record.ID, errdefs.ErrFailedPrecondition)
 }
 
 func (sb *sandbox) view() Sandbox {
@@ -242,7 +266,7 @@ func (r *Runtime) UpdateSandboxResources(ctx context.Context, id string, overhea
 		return err
 	}
 	if !sb.ready() {
-		return fmt.Errorf("sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
+		return sb.notReady()
 	}
 	release := r.cfg.NRI.Block()
 	defer release()
@@ -276,12 +300,14 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if sb.factsNow().TornDown {
 		return nil
 	}
-	first := sb.factsNow().StoppedAt.IsZero()
-	now := time.Now()
-	if first {
-		if err := sb.update(func(f *sandboxFacts) { f.StoppedAt = now }); err != nil {
+	if sb.factsNow().StoppedAt.IsZero() {
+		if err := sb.update(func(f *sandboxFacts) { f.StoppedAt = time.Now() }); err != nil {
 			return err
 		}
+	}
+	// First those in the making: they are undone, or they are containers like the others when they have left.
+	if err := sb.creations.shut(ctx, sb.notReady()); err != nil {
+		return fmt.Errorf("stop sandbox %s: a container is being made: %w", sb.record.ID, err)
 	}
 	if err := r.killContainers(ctx, sb); err != nil {
 		return err
@@ -298,9 +324,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if err := sb.update(func(f *sandboxFacts) { f.TornDown = true }); err != nil {
 		return err
 	}
-	if first {
-		r.announce(EventStopped, sb.record.ID, "", now)
-	}
+	r.announce(EventStopped, sb.record.ID, "", time.Now())
 	return nil
 }
 

@@ -27,7 +27,10 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Durat
 	if c.state() != Running {
 		return nil
 	}
-	if err := r.beginStop(c, time.Now().Add(grace), grace > 0); err != nil {
+	if err := r.beginStop(c, grace); err != nil {
+		if c.state() == Exited {
+			return nil // and was removed, or there is no room for a record: it has ended all the same
+		}
 		return err
 	}
 	select {
@@ -38,31 +41,44 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Durat
 	}
 }
 
-// beginStop puts the stop on record and sets it going. It does not wait.
-func (r *Runtime) beginStop(c *container, deadline time.Time, polite bool) error {
+// beginStop puts the stop on record and sets it going. It does not wait, neither for the keeper.
+func (r *Runtime) beginStop(c *container, grace time.Duration) error {
+	deadline := time.Now().Add(grace)
 	err := c.update(func(f *containerFacts) {
 		if f.StopBy.IsZero() || deadline.Before(f.StopBy) {
 			f.StopBy = deadline
 		}
+		deadline = f.StopBy
 	})
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	first := !c.signaled
-	c.signaled = c.signaled || polite
-	c.mu.Unlock()
-	if polite && first {
-		k, err := r.keeper.client(r.ctx)
-		if err == nil {
-			err = k.Signal(r.ctx, c.id(), "", c.record.StopSignal)
-		}
-		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-			r.log.Warn("stop signal could not be sent, the container will be killed at its deadline", "container", c.id(), "err", err)
-		}
-	}
 	r.background(func() { r.killAt(c, deadline) })
+	if grace > 0 && c.signalOnce() {
+		r.background(func() { r.sendStopSignal(c, deadline) })
+	}
 	return nil
+}
+
+// signalOnce reports whether the stop signal is still to be sent: a program may take a second one for impatience.
+func (c *container) signalOnce() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := !c.signaled
+	c.signaled = true
+	return first
+}
+
+func (r *Runtime) sendStopSignal(c *container, deadline time.Time) {
+	ctx, cancel := context.WithDeadline(r.ctx, deadline) // then the kill makes it pointless
+	defer cancel()
+	k, err := r.keeper.client(ctx)
+	if err == nil {
+		err = k.Signal(ctx, c.id(), "", c.record.StopSignal)
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) && r.ctx.Err() == nil {
+		r.log.Warn("stop signal could not be sent, the container is killed at its deadline", "container", c.id(), "err", err)
+	}
 }
 
 // killAt kills the container at the deadline unless it has ended.
@@ -173,6 +189,7 @@ func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
 			return err
 		}
 	}
+	r.oom.Remove(c.id())
 	r.cfg.Images.Release(c.id())
 	return os.RemoveAll(c.dir)
 }
@@ -180,7 +197,8 @@ func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
 // dismantle removes what the kernel, the keeper and the run dir hold of a container or of a pause process, living or
 // not. Each step does nothing where nothing is.
 func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
-	gone := r.exits.await(id)
+	gone, forget := r.exits.await(id)
+	defer forget()
 	if cgroupsPath != "" {
 		group, err := r.cfg.Cgroups.Open(cgroupsPath)
 		if err != nil {

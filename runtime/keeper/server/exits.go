@@ -69,9 +69,9 @@ func (l *exitLog) ack(seq uint64) (keeper.Exit, bool) {
 	return keeper.Exit{}, false
 }
 
-// forget drops all exits of a container that was deleted.
+// forget drops the exit of a container that was deleted. Those of its execs stay: somebody waits for each of them.
 func (l *exitLog) forget(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pending = slices.DeleteFunc(l.pending, func(e keeper.Exit) bool { return e.ID == id })
+	l.pending = slices.DeleteFunc(l.pending, func(e keeper.Exit) bool { return e.ID == id && e.ExecID == "" })
 }

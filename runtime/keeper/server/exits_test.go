@@ -46,7 +46,10 @@ func TestExitLog(t *testing.T) {
 	}
 	want(0, "b", "c", "c")
 	l.forget("c")
-	want(0, "b")
+	want(0, "b", "c")
+	if exits, _ := l.after(0); exits[1].ExecID != "e" {
+		t.Errorf("after the deletion of the container there is %+v, want the exit of its exec", exits[1])
+	}
 }
 
 func TestValidID(t *testing.T) {
