@@ -150,7 +150,8 @@ func (n *node) openNetwork() (err error) {
 		})
 		return err
 	}
-	b := network.BuiltinConfig{Bridge: c.Builtin.Bridge, MTU: c.Builtin.MTU, StateDir: filepath.Join(state, "builtin"), Log: n.log}
+	// With the default rootDir this is network.DefaultStateDir: bridge and table have their plain names.
+	b := network.BuiltinConfig{Bridge: c.Builtin.Bridge, MTU: c.Builtin.MTU, StateDir: state, Log: n.log}
 	if c.Builtin.IPv4Pool != "" {
 		if b.IPv4, err = netip.ParsePrefix(c.Builtin.IPv4Pool); err != nil {
 			return fmt.Errorf("network.builtin.ipv4Pool: %w", err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/network"
 )
 
 // programs makes a folder with the three programs and returns the path of berth.
@@ -187,5 +188,12 @@ func TestCommands(t *testing.T) {
 		if (err != nil) != tc.fail || !strings.Contains(out.String(), tc.want) {
 			t.Errorf("%v: %v, output %q", tc.args, err, out.String())
 		}
+	}
+}
+
+// The names of the bridge and of the nftables table that the documentation has are those of the default folders.
+func TestDefaultNetworkHasPlainNames(t *testing.T) {
+	if got := filepath.Join(config.Default().RootDir, "network"); got != network.DefaultStateDir {
+		t.Errorf("the network's state is in %s, and its names are plain in %s", got, network.DefaultStateDir)
 	}
 }
