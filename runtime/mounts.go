@@ -46,8 +46,14 @@ func (r *Runtime) mountSource(ctx context.Context, sb *sandbox, c *container, i 
 	if err != nil {
 		return "", fmt.Errorf("mounts[%s].host_path: %w", m.ContainerPath, err)
 	}
-	if err := checkPropagation(source, m); err != nil {
-		return "", err
+	if m.Propagation != cri.MountPropagation_PROPAGATION_PRIVATE {
+		mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(source))
+		if err != nil {
+			return "", err
+		}
+		if err := checkPropagation(mounts, source, m); err != nil {
+			return "", err
+		}
 	}
 	if m.SelinuxRelabel {
 		if err := spec.RelabelSELinux(source, mountLabel); err != nil {
@@ -74,14 +80,8 @@ func hostPath(path string) (string, error) {
 }
 
 // checkPropagation refuses a propagation that the mount below the source does not have: it would silently do nothing.
-func checkPropagation(source string, m *cri.Mount) error {
-	if m.Propagation == cri.MountPropagation_PROPAGATION_PRIVATE {
-		return nil
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(source))
-	if err != nil {
-		return err
-	}
+// mounts are those that hold the source, in the order in which they were made.
+func checkPropagation(mounts []*mountinfo.Info, source string, m *cri.Mount) error {
 	var over *mountinfo.Info
 	for _, mount := range mounts {
 		if over == nil || len(mount.Mountpoint) >= len(over.Mountpoint) {

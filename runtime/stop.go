@@ -105,12 +105,11 @@ func (r *Runtime) killProcesses(ctx context.Context, c *container) error {
 	if err == nil {
 		err = group.Kill(ctx)
 	}
-	if k, kerr := r.keeper.client(ctx); kerr == nil {
-		if serr := k.Signal(ctx, c.id(), "", int(unix.SIGKILL)); serr != nil && !errors.Is(serr, errdefs.ErrNotFound) {
-			err = errors.Join(err, serr)
-		}
+	k, kerr := r.keeper.client(ctx)
+	if kerr == nil {
+		kerr = ignoreNotFound(k.Signal(ctx, c.id(), "", int(unix.SIGKILL)))
 	}
-	return err
+	return errors.Join(err, kerr)
 }
 
 // kill ends the container whatever its state, and waits until nothing is left of it but records and writable layer.
