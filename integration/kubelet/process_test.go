@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/berth-node/berth/integration/harness"
 	"github.com/berth-node/berth/integration/leaks"
 )
@@ -24,8 +26,9 @@ import (
 const (
 	nodeName = "test-node"
 	readOnly = "http://127.0.0.1:12155"
-	// cgroupRoot keeps the kubelet of the test away from another one's pods.
-	cgroupRoot = "berth-kubelet-test"
+	// cgroupRoot keeps the kubelet of the test away from another one's pods. For systemd it is a slice, and - would mean
+	// that it lies in another one.
+	cgroupRoot = "berthkubelettest"
 )
 
 // kubelet is a running kubelet.
@@ -45,7 +48,7 @@ func startKubelet(t *testing.T, n *harness.Node, criStats bool) *kubelet {
 		t.Fatal(err)
 	}
 	removeFolders(t)
-	makeCgroups(t)
+	makeCgroups(t, n)
 	config := filepath.Join(k.dir, "config.yaml")
 	if err := os.WriteFile(config, []byte(k.config(n, criStats)), 0o600); err != nil {
 		t.Fatal(err)
@@ -132,8 +135,16 @@ func removeFolders(t *testing.T) {
 
 // makeCgroups makes the kubelet's cgroup root in every hierarchy, as the kubelet wants it, and removes it with all that
 // the kubelet made below.
-func makeCgroups(t *testing.T) {
+func makeCgroups(t *testing.T, n *harness.Node) {
 	t.Helper()
+	config, err := n.Runtime.RuntimeConfig(harness.Ctx(t), &cri.RuntimeConfigRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.GetLinux().GetCgroupDriver() == cri.CgroupDriver_SYSTEMD {
+		makeSlice(t, cgroupRoot+".slice")
+		return
+	}
 	roots := []string{"/sys/fs/cgroup"}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		if roots, err = filepath.Glob("/sys/fs/cgroup/*"); err != nil {
@@ -160,6 +171,25 @@ func makeCgroups(t *testing.T) {
 			}
 		}
 		t.Cleanup(func() { removeCgroup(t, dir) })
+	}
+}
+
+// makeSlice is makeCgroups where systemd makes the cgroups.
+func makeSlice(t *testing.T, slice string) {
+	t.Helper()
+	systemctl := func(verb string) {
+		if out, err := exec.Command("systemctl", verb, slice).CombinedOutput(); err != nil {
+			t.Errorf("systemctl %s %s: %v\n%s", verb, slice, err, out)
+		}
+	}
+	systemctl("start")
+	t.Cleanup(func() { systemctl("stop") })
+	// systemd enables a controller when a unit asks for it; the kubelet wants to find all of them.
+	const control = "/sys/fs/cgroup/cgroup.subtree_control"
+	for _, controller := range []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"} {
+		if err := os.WriteFile(control, []byte("+"+controller), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Logf("controller %s: %v", controller, err)
+		}
 	}
 }
 
