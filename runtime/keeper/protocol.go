@@ -37,6 +37,8 @@
 // Exits come in the order of their numbers; after a hello, first all that were not acknowledged. Spares are duplicates
 // of the keeper's descriptors, which the daemon holds in case the keeper dies and hands to its successor with restore.
 // When the daemon has said restored, the keeper sends a spare for each living process and says restored in turn.
+//
+// An error does not say what was asked for, and of which container: the daemon knows.
 package keeper
 
 import (

@@ -35,7 +35,7 @@ func checkpoint(job *keeper.Job) error {
 		return err
 	}
 	if err := writeCriuConfig(job, container); err != nil {
-		return fmt.Errorf("checkpoint container %s: %w", job.ID, err)
+		return err
 	}
 	err = container.Checkpoint(&libcontainer.CriuOpts{
 		ImagesDirectory:         opts.ImagesDir,
@@ -64,7 +64,7 @@ func checkpointError(job *keeper.Job, err error) error {
 	if bytes.Contains(log, []byte("when initializing kerndat")) {
 		return unsupportedError("the criu of this node does not work with its kernel; a newer criu may: %w", err)
 	}
-	return fmt.Errorf("checkpoint container %s: %w", job.ID, err)
+	return err
 }
 
 // checkCriu tells whether this node can checkpoint at all.

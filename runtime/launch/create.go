@@ -3,7 +3,6 @@ package launch
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -34,16 +33,16 @@ func create(job *keeper.Job, files []*os.File) (*process, error) {
 	}
 	container, err := libcontainer.Create(job.Root, job.ID, config)
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", job.ID, err)
+		return nil, err
 	}
 	if err := container.Start(lp); err != nil {
-		err = startError(fmt.Errorf("start container %s: %w", job.ID, err), lp.Args)
+		err = startError(err, lp.Args)
 		return nil, errors.Join(err, container.Destroy())
 	}
 	undo := func() error { return errors.Join(kill(lp), container.Destroy()) }
 	started, err := adopt(lp)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start container %s: %w", job.ID, err), undo())
+		return nil, errors.Join(err, undo())
 	}
 	started.undo = undo
 	return started, nil

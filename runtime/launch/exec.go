@@ -33,7 +33,7 @@ func execute(job *keeper.Job, files []*os.File) (*process, error) {
 		return nil, err
 	}
 	if err := container.Start(lp); err != nil {
-		err = startError(fmt.Errorf("exec in container %s: %w", job.ID, err), lp.Args)
+		err = startError(err, lp.Args)
 		// The init may have ended since it was looked at; then that is the reason, whatever Start stumbled over.
 		if gone := wantStatus(container, libcontainer.Running, libcontainer.Created); gone != nil {
 			return nil, errors.Join(gone, err)
@@ -43,7 +43,7 @@ func execute(job *keeper.Job, files []*os.File) (*process, error) {
 	undo := func() error { return kill(lp) }
 	started, err := adopt(lp)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", job.ID, err), undo())
+		return nil, errors.Join(err, undo())
 	}
 	started.undo = undo
 	return started, nil

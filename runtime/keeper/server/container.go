@@ -160,7 +160,7 @@ func (c *container) start(ctx context.Context) error {
 	}
 	f, err := openFile(c.execFIFO(), unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
-		return fmt.Errorf("start container %s: %w", c.id, err)
+		return err
 	}
 	defer f.Close()
 	over := make(chan struct{})
@@ -176,16 +176,16 @@ func (c *container) start(ctx context.Context) error {
 	}()
 	if !awaitByte(f) {
 		if ctx.Err() != nil {
-			return fmt.Errorf("start container %s: %w", c.id, ctx.Err())
+			return ctx.Err()
 		}
-		return fmt.Errorf("start container %s: its init has died: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("its init has died: %w", errdefs.ErrFailedPrecondition)
 	}
 	c.mu.Lock()
 	c.started = true
 	c.mu.Unlock()
 	// libcontainer takes a container without the FIFO as running, and so does a next keeper.
 	if err := os.Remove(c.execFIFO()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("start container %s: %w", c.id, err)
+		return err
 	}
 	return nil
 }
@@ -196,10 +196,10 @@ func (c *container) startable() error {
 	defer c.mu.Unlock()
 	phase, ok := c.phase()
 	if !ok {
-		return fmt.Errorf("start container %s: it is being made: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is being made: %w", errdefs.ErrFailedPrecondition)
 	}
 	if phase != keeper.PhaseCreated {
-		return fmt.Errorf("start container %s: it is %s: %w", c.id, phase, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is %s: %w", phase, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

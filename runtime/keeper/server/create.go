@@ -31,7 +31,7 @@ func (k *Keeper) create(ctx context.Context, req keeper.CreateRequest) (c *conta
 	watch, l, err = c.make(ctx)
 	if err != nil {
 		c.undo(l)
-		return nil, nil, fmt.Errorf("create container %s: %w", req.ID, err)
+		return nil, nil, err
 	}
 	return c, watch, nil
 }
@@ -262,7 +262,7 @@ func (c *container) delete(ctx context.Context) error {
 	ended, req := c.rec.Exit != nil, c.rec.Request
 	c.mu.Unlock()
 	if !ended {
-		return fmt.Errorf("delete container %s: it has not ended: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it has not ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if _, err := os.Stat(c.stateDir()); req.Hooks && err == nil {
 		if err := c.k.job(ctx, keeper.Job{
@@ -272,11 +272,11 @@ func (c *container) delete(ctx context.Context) error {
 			Bundle:        req.Bundle,
 			SystemdCgroup: req.SystemdCgroup,
 		}); err != nil {
-			return fmt.Errorf("delete container %s: %w", c.id, err)
+			return err
 		}
 	}
 	if err := c.remove(); err != nil {
-		return fmt.Errorf("delete container %s: %w", c.id, err)
+		return err
 	}
 	c.k.forget(c)
 	c.k.exits.forget(c.id)
@@ -305,7 +305,7 @@ func (c *container) checkpoint(ctx context.Context, opts keeper.CheckpointOption
 	req := c.rec.Request
 	c.mu.Unlock()
 	if phase != keeper.PhaseRunning {
-		return fmt.Errorf("checkpoint container %s: it does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it does not run: %w", errdefs.ErrFailedPrecondition)
 	}
 	return c.k.job(ctx, keeper.Job{
 		Kind:          keeper.JobCheckpoint,

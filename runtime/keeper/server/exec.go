@@ -39,7 +39,7 @@ func (c *container) exec(ctx context.Context, req keeper.ExecRequest, stdio [3]*
 		c.mu.Lock()
 		delete(c.execs, e.id)
 		c.mu.Unlock()
-		return nil, nil, nil, fmt.Errorf("exec %s in container %s: %w", req.ExecID, c.id, err)
+		return nil, nil, nil, err
 	}
 	e.become(proc)
 	go l.release()
@@ -53,7 +53,7 @@ func (c *container) reserveExec(id string) (*execution, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if phase, _ := c.phase(); phase != keeper.PhaseRunning {
-		return nil, fmt.Errorf("exec in container %s: it does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("it does not run: %w", errdefs.ErrFailedPrecondition)
 	}
 	if c.execs[id] != nil {
 		return nil, fmt.Errorf("exec %s in container %s: %w", id, c.id, errdefs.ErrAlreadyExists)
