@@ -5,7 +5,8 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-GO      ?= go
+# sudo takes the usual place of Go out of the path.
+GO      ?= $(or $(shell command -v go),/usr/local/go/bin/go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := $(GO) build -trimpath -buildvcs=false
@@ -58,13 +59,19 @@ bin/berth-launch: deps FORCE
 	CGO_ENABLED=1 $(GOBUILD) -tags 'seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/berth-launch
 
 bin/demo-web.tar: FORCE
+	@mkdir -p bin
 	@$(GO) run ./integration/cmd/testimages demo -file $@
 
 ##@ Run
 
 .PHONY: run
-run: deps build crictl bin/demo-web.tar ## Start a node with a demo pod until Ctrl-C (as root)
+run: as-root deps build crictl bin/demo-web.tar ## Start a node with a demo pod until Ctrl-C (as root)
 	@packaging/demo/run.sh
+
+# Before the build, which takes minutes the first time.
+.PHONY: as-root
+as-root:
+	@((EUID == 0)) || { echo "containers need root; as root, or: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
 ##@ Test
 

@@ -86,7 +86,7 @@ free_port() {
 
 url() { if [[ $1 == *:* ]]; then echo "'http://[$1]:$2'"; else echo "http://$1:$2"; fi; }
 
-((EUID == 0)) || { say "containers need root; as root, or: sudo env \"PATH=\$PATH\" make run"; exit 1; }
+((EUID == 0)) || { say "containers need root; as root, or: sudo make run"; exit 1; }
 lock
 trap clean_up EXIT
 trap 'exit 0' INT TERM
