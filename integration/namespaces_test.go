@@ -30,7 +30,7 @@ func TestTargetPidNamespace(t *testing.T) {
 		t.Error("a container that was not the target shares its processes")
 	}
 	debug.Stop(t, 0)
-	if out := app.Exec(t, "echo", "alive"); out != "alive\n" {
+	if out := app.Exec(t, "echo", "alive"); out != "alive" {
 		t.Errorf("the target after the end of the other: %q", out)
 	}
 }
@@ -83,10 +83,10 @@ func TestHostNamespaces(t *testing.T) {
 	inHost := open.Idle(t, "app", func(c *cri.ContainerConfig) { c.Linux.SecurityContext.NamespaceOptions = host })
 	closed := n.RunPod(t, "closed").Idle(t, "app")
 	for _, name := range []string{"pid", "ipc", "net", "uts"} {
-		if got := strings.TrimSpace(inHost.Exec(t, "readlink", "/proc/self/ns/"+name)); got != own(name) {
+		if got := inHost.Exec(t, "readlink", "/proc/self/ns/"+name); got != own(name) {
 			t.Errorf("%s: the container that asked for the host's is in %s, the host in %s", name, got, own(name))
 		}
-		if got := strings.TrimSpace(closed.Exec(t, "readlink", "/proc/self/ns/"+name)); got == own(name) {
+		if got := closed.Exec(t, "readlink", "/proc/self/ns/"+name); got == own(name) {
 			t.Errorf("%s: a container that did not ask for it is in the host's", name)
 		}
 	}
@@ -97,7 +97,7 @@ func TestSharedMemory(t *testing.T) {
 	pod := sharedNode(t).RunPod(t, "shm")
 	a, b := pod.Idle(t, "a"), pod.Idle(t, "b")
 	a.Exec(t, "sh", "-c", "echo shared > /dev/shm/note")
-	if got := b.Exec(t, "cat", "/dev/shm/note"); got != "shared\n" {
+	if got := b.Exec(t, "cat", "/dev/shm/note"); got != "shared" {
 		t.Errorf("the other container reads %q", got)
 	}
 	if _, err := os.Stat("/dev/shm/note"); err == nil {
@@ -120,7 +120,7 @@ func TestSysctls(t *testing.T) {
 	if got := strings.Fields(app.Exec(t, "cat", name)); strings.Join(got, " ") != "20000 20100" {
 		t.Errorf("in the pod it is %q", got)
 	}
-	if got := app.Exec(t, "cat", "/proc/sys/kernel/shm_rmid_forced"); got != "1\n" {
+	if got := app.Exec(t, "cat", "/proc/sys/kernel/shm_rmid_forced"); got != "1" {
 		t.Errorf("kernel.shm_rmid_forced is %q", got)
 	}
 	if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
