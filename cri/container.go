@@ -1,9 +1,7 @@
 package cri
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -82,13 +80,7 @@ func (s *Server) containers(f *cri.ContainerFilter) ([]*cri.Container, error) {
 	if err := checkContainerFilter(f); err != nil {
 		return nil, err
 	}
-	found := s.cfg.Runtime.Containers(fromContainerFilter(f))
-	items := make([]*cri.Container, 0, len(found))
-	for _, c := range found {
-		items = append(items, toContainer(c))
-	}
-	slices.SortStableFunc(items, func(a, b *cri.Container) int { return cmp.Compare(b.GetCreatedAt(), a.GetCreatedAt()) })
-	return items, nil
+	return each(s.cfg.Runtime.Containers(fromContainerFilter(f)), toContainer), nil
 }
 
 // ListContainers lists containers, the newest first.

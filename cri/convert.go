@@ -166,10 +166,11 @@ func toImageSpec(from runtime.ContainerImage, asked *cri.ImageSpec) *cri.ImageSp
 	}
 }
 
-func toContainerStatuses(cs []runtime.Container) []*cri.ContainerStatus {
-	to := make([]*cri.ContainerStatus, 0, len(cs))
-	for _, c := range cs {
-		to = append(to, toContainerStatus(c))
+// each converts a list, item by item.
+func each[From, To any](list []From, convert func(From) To) []To {
+	to := make([]To, 0, len(list))
+	for _, item := range list {
+		to = append(to, convert(item))
 	}
 	return to
 }
@@ -186,7 +187,7 @@ func toEvent(e runtime.Event) *cri.ContainerEventResponse {
 		ContainerId:        e.ContainerID,
 		ContainerEventType: eventTypes[e.Type],
 		CreatedAt:          e.At.UnixNano(),
-		ContainersStatuses: toContainerStatuses(e.Containers),
+		ContainersStatuses: each(e.Containers, toContainerStatus),
 	}
 	if e.Sandbox != nil {
 		to.PodSandboxStatus = toSandboxStatus(*e.Sandbox)

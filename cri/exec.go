@@ -31,23 +31,14 @@ func (s *Server) ExecSync(ctx context.Context, r *cri.ExecSyncRequest) (*cri.Exe
 
 // Exec returns a URL where a client can run a command in a container.
 func (s *Server) Exec(ctx context.Context, r *cri.ExecRequest) (*cri.ExecResponse, error) {
-	err := first(
-		checkName("container_id", r.GetContainerId()),
-		checkCommand("cmd", r.GetCmd()),
-		checkConnect(r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()),
-	)
+	if err := first(checkName("container_id", r.GetContainerId()), checkCommand("cmd", r.GetCmd())); err != nil {
+		return nil, err
+	}
+	id, connect, err := s.connection(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.cfg.Runtime.CheckRunning(ctx, r.GetContainerId())
-	if err != nil {
-		return nil, err
-	}
-	url, err := s.cfg.Streams.Exec(stream.ExecRequest{
-		ContainerID: c.ID,
-		Cmd:         r.GetCmd(),
-		Connect:     stream.Connect{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), TTY: r.GetTty()},
-	})
+	url, err := s.cfg.Streams.Exec(stream.ExecRequest{ContainerID: id, Cmd: r.GetCmd(), Connect: connect})
 	if err != nil {
 		return nil, err
 	}
@@ -56,25 +47,40 @@ func (s *Server) Exec(ctx context.Context, r *cri.ExecRequest) (*cri.ExecRespons
 
 // Attach returns a URL where a client can connect to the process of a container.
 func (s *Server) Attach(ctx context.Context, r *cri.AttachRequest) (*cri.AttachResponse, error) {
-	err := first(
-		checkName("container_id", r.GetContainerId()),
-		checkConnect(r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()),
-	)
+	id, connect, err := s.connection(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.cfg.Runtime.CheckRunning(ctx, r.GetContainerId())
-	if err != nil {
-		return nil, err
-	}
-	url, err := s.cfg.Streams.Attach(stream.AttachRequest{
-		ContainerID: c.ID,
-		Connect:     stream.Connect{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), TTY: r.GetTty()},
-	})
+	url, err := s.cfg.Streams.Attach(stream.AttachRequest{ContainerID: id, Connect: connect})
 	if err != nil {
 		return nil, err
 	}
 	return &cri.AttachResponse{Url: url}, nil
+}
+
+// connection is what ExecRequest and AttachRequest have in common.
+type connection interface {
+	GetContainerId() string
+	GetTty() bool
+	GetStdin() bool
+	GetStdout() bool
+	GetStderr() bool
+}
+
+// connection checks a request for a connection to a running container, and returns that one's whole ID.
+func (s *Server) connection(ctx context.Context, r connection) (id string, connect stream.Connect, err error) {
+	err = first(
+		checkName("container_id", r.GetContainerId()),
+		checkConnect(r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()),
+	)
+	if err != nil {
+		return "", stream.Connect{}, err
+	}
+	c, err := s.cfg.Runtime.CheckRunning(ctx, r.GetContainerId())
+	if err != nil {
+		return "", stream.Connect{}, err
+	}
+	return c.ID, stream.Connect{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), TTY: r.GetTty()}, nil
 }
 
 // PortForward returns a URL where a client can connect to ports of a sandbox.

@@ -1,9 +1,7 @@
 package cri
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -61,7 +59,7 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *cri.PodSandboxStatusRe
 	containers := s.cfg.Runtime.Containers(runtime.ContainerFilter{SandboxID: sb.ID})
 	resp := &cri.PodSandboxStatusResponse{
 		Status:             toSandboxStatus(sb),
-		ContainersStatuses: toContainerStatuses(containers),
+		ContainersStatuses: each(containers, toContainerStatus),
 		Timestamp:          at.UnixNano(),
 	}
 	if r.GetVerbose() {
@@ -80,13 +78,7 @@ func (s *Server) sandboxes(f *cri.PodSandboxFilter) ([]*cri.PodSandbox, error) {
 	if err := checkSandboxFilter(f); err != nil {
 		return nil, err
 	}
-	found := s.cfg.Runtime.Sandboxes(fromSandboxFilter(f))
-	items := make([]*cri.PodSandbox, 0, len(found))
-	for _, sb := range found {
-		items = append(items, toSandbox(sb))
-	}
-	slices.SortStableFunc(items, func(a, b *cri.PodSandbox) int { return cmp.Compare(b.GetCreatedAt(), a.GetCreatedAt()) })
-	return items, nil
+	return each(s.cfg.Runtime.Sandboxes(fromSandboxFilter(f)), toSandbox), nil
 }
 
 // ListPodSandbox lists sandboxes, the newest first.
