@@ -65,7 +65,7 @@ func terminal(t *testing.T, n *harness.Node, app *harness.Container, transport s
 	if err := pty.Resize(console.WinSize{Height: 33, Width: 99}); err != nil {
 		t.Fatal(err)
 	}
-	tty, err := os.OpenFile(slave, os.O_RDWR, 0)
+	tty, err := os.OpenFile(slave, os.O_RDWR|syscall.O_NOCTTY, 0) // or the tests, where they lead a session, would end with it
 	if err != nil {
 		t.Fatal(err)
 	}
