@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
-	"github.com/berth-node/berth/network/netns"
+	"github.com/berth-node/berth/internal/nsfile"
 )
 
 // errDraining is for who wants a new pod on a node that is being drained.
@@ -39,7 +39,7 @@ func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(stri
 	}
 	wg.Wait()
 	if failed == nil {
-		failed = netns.RemoveDir(netnsDir) // it stays if it is in use
+		failed = nsfile.RemoveDir(netnsDir) // it stays if it is in use
 	}
 	return failed
 }

@@ -2,10 +2,12 @@ package nsfile
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -130,9 +132,11 @@ func TestShareDir(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "netns")
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	for range 2 {
-		if err := ShareDir(dir); err != nil {
+		release, err := ShareDir(dir)
+		if err != nil {
 			t.Fatal(err)
 		}
+		release()
 	}
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -146,5 +150,37 @@ func TestShareDir(t *testing.T) {
 	}
 	if len(found) != 1 || !strings.Contains(found[0], " shared:") {
 		t.Errorf("mounts at the folder: %q, want one that is shared", found)
+	}
+}
+
+// One node may drain while another starts a pod: what is bound in the folder stays, and the folder with it.
+func TestFolderIsNotTakenFromUnderABind(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "netns")
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			path := filepath.Join(dir, fmt.Sprint(i))
+			for range 50 {
+				release, err := ShareDir(dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				err = Bind("/proc/self/ns/net", path)
+				release()
+				if err != nil || !Is(path) {
+					t.Errorf("bound in a folder that goes: %v", err)
+				}
+				if err := errors.Join(Unbind(path), RemoveDir(dir)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if _, err := os.Lstat(dir); err == nil {
+		t.Error("the folder is left")
 	}
 }

@@ -3,50 +3,138 @@ package nsfile
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
 // ShareDir makes dir, if it is not there, and makes it a shared mount, as `ip netns` does with /run/netns: files bound
-// in it are then seen in mount namespaces that were copied before.
+// in it are then seen in mount namespaces that were copied before. Until release is called nobody takes dir away.
 //
 // It is for folders that others bind namespaces in too, and must come before the first Bind there. To become a mount a
 // folder is bound on itself, with all mounts in it; an unmount takes only the upper copy of those, and the lower one
 // holds its namespace unseen for ever.
-func ShareDir(dir string) error {
-	if is, err := isMount(dir); err == nil && is {
-		return share(dir)
+func ShareDir(dir string) (release func(), err error) {
+	lock, err := lockShared(dir)
+	if err != nil {
+		return nil, fmt.Errorf("make %s a shared mount: %w", dir, err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+	// Not the mounts below it: what is bound there from now on is shared because dir is, and going through hundreds of
+	// namespaces for each new one is not wanted.
+	if err := unix.Mount("", dir, "none", unix.MS_SHARED, ""); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("make %s a shared mount: %w", dir, err)
 	}
-	lock, err := os.Open(dir)
+	return func() { lock.Close() }, nil
+}
+
+// lockShared makes dir a mount and returns it open, with a lock that others may have too.
+func lockShared(dir string) (*os.File, error) {
+	for {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		lock, err := lockDir(dir, unix.LOCK_SH)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // RemoveDir was faster
+		}
+		if err != nil {
+			return nil, err
+		}
+		is, err := isMount(dir)
+		if is {
+			return lock, nil
+		}
+		lock.Close()
+		if err == nil {
+			err = makeMount(dir)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+// makeMount binds dir on itself if it is not a mount.
+func makeMount(dir string) error {
+	lock, err := lockDir(dir, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	// Other nodes and `ip netns` do the same at the same time, under the same lock.
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
+	if is, err := isMount(dir); err != nil || is {
+		return err
 	}
-	is, err := isMount(dir)
-	if err == nil && !is {
-		err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, "")
-	}
-	if err != nil {
-		return fmt.Errorf("make %s a mount: %w", dir, err)
-	}
-	return share(dir)
+	return unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, "")
 }
 
-// share makes the mount at dir shared. Not those below it: what is bound there from now on is shared because dir is, and
-// going through hundreds of namespaces for each new one is not wanted.
-func share(dir string) error {
-	if err := unix.Mount("", dir, "none", unix.MS_SHARED, ""); err != nil {
-		return fmt.Errorf("make %s a shared mount: %w", dir, err)
+// RemoveDir undoes ShareDir: the mount of dir on itself, and dir when it is empty then. A folder that still holds files,
+// or that does not exist, is left alone without an error.
+func RemoveDir(dir string) error {
+	lock, err := lockDir(dir, unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	if itself, err := boundOnItself(dir); err != nil || !itself {
+		return err // somebody mounted a file system there
+	}
+	// Detached, since the lock itself is an open file in this mount. EINVAL: nobody made dir a mount.
+	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		return err
 	}
 	return nil
+}
+
+// lockDir locks dir, as other nodes and `ip netns` do. A folder that was removed while the lock was waited for is
+// fs.ErrNotExist. Closing the file unlocks.
+func lockDir(dir string, how int) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(f.Fd()), how)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	var locked, there unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &locked)
+	if err == nil {
+		err = unix.Stat(dir, &there)
+	}
+	if err == nil && (locked.Ino != there.Ino || locked.Dev != there.Dev) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return nil, errors.Join(&fs.PathError{Op: "lock", Path: dir, Err: err}, f.Close())
+	}
+	return f, nil
+}
+
+// boundOnItself says whether dir is, if it is a mount, one of the file system that it lies in.
+func boundOnItself(dir string) (bool, error) {
+	var inside, above unix.Stat_t
+	if err := unix.Stat(dir, &inside); err != nil {
+		return false, err
+	}
+	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
+		return false, err
+	}
+	return inside.Dev == above.Dev, nil
 }
 
 // isMount tells whether dir is the root of a mount.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/nsfile"
 )
 
 // testDir returns a directory for pins that is left as it was found.
@@ -25,7 +26,7 @@ func testDir(t *testing.T) string {
 	}
 	dir := filepath.Join(t.TempDir(), "netns")
 	t.Cleanup(func() {
-		if err := RemoveDir(dir); err != nil {
+		if err := nsfile.RemoveDir(dir); err != nil {
 			t.Error(err)
 		}
 		mounts, err := os.ReadFile("/proc/self/mounts")
@@ -96,69 +97,6 @@ func TestDoPassesTheError(t *testing.T) {
 	want := errors.New("no")
 	if err := Do(path, func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("got %v, want %v", err, want)
-	}
-}
-
-func TestPin(t *testing.T) {
-	dir := testDir(t)
-	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
-	if err := New(a); err != nil {
-		t.Fatal(err)
-	}
-	if err := Pin(a, b); err != nil {
-		t.Fatal(err)
-	}
-	want := inode(t, a)
-	if err := Remove(a); err != nil {
-		t.Fatal(err)
-	}
-	if got := inode(t, b); got != want {
-		t.Errorf("pinned namespace %d, want %d", got, want)
-	}
-	if err := Remove(b); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestPinOfUserNamespace(t *testing.T) {
-	dir := testDir(t)
-	holder := exec.Command("unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo; read x")
-	stdin, err1 := holder.StdinPipe()
-	stdout, err2 := holder.StdoutPipe()
-	if err := errors.Join(err1, err2, holder.Start()); err != nil {
-		t.Skip(err)
-	}
-	defer holder.Wait()
-	defer stdin.Close()
-	if _, err := stdout.Read(make([]byte, 1)); err != nil {
-		t.Skip("no user namespaces:", err)
-	}
-	path := filepath.Join(dir, "a")
-	if err := Pin(fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid), path); err != nil {
-		t.Fatal(err)
-	}
-	defer Remove(path)
-	err := Do(path, func() error {
-		l, err := net.Listen("tcp", "127.0.0.1:0") // works when lo is up
-		if err != nil {
-			return err
-		}
-		return l.Close()
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-func TestPinOfSomethingElse(t *testing.T) {
-	path := filepath.Join(testDir(t), "a")
-	for _, file := range []string{"/proc/self/ns/uts", "/proc/self/status", "/nowhere"} {
-		if err := Pin(file, path); !errors.Is(err, errdefs.ErrNotFound) {
-			t.Errorf("pin %s: %v, want ErrNotFound", file, err)
-		}
-		if _, err := os.Lstat(path); err == nil {
-			t.Errorf("pin %s has left its file", file)
-		}
 	}
 }
 

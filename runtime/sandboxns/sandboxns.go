@@ -120,9 +120,11 @@ func Create(ctx context.Context, req Request) (Paths, error) {
 		return Paths{}, err
 	}
 	if req.NetPath != "" {
-		if err := nsfile.ShareDir(filepath.Dir(req.NetPath)); err != nil {
+		release, err := nsfile.ShareDir(filepath.Dir(req.NetPath))
+		if err != nil {
 			return Paths{}, err
 		}
+		defer release()
 	}
 	paths := req.paths()
 	if err := ctx.Err(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/network/netns"
 )
 
 // setUp gives the namespaces that the calling thread is in what req asks for. Owner is the node's ID of the user who is
@@ -19,7 +20,7 @@ import (
 // the sandbox in every kind that req names.
 func setUp(req *Request, tunables []tunable, owner int) error {
 	if req.NetPath != "" {
-		if err := loopbackUp(); err != nil {
+		if err := netns.LoopbackUp(); err != nil {
 			return fmt.Errorf("bring the loopback device up: %w", err)
 		}
 	}
@@ -47,21 +48,6 @@ func badValue(what string, err error) error {
 		return fmt.Errorf("%s: %w: %w", what, err, errdefs.ErrInvalidArgument)
 	}
 	return fmt.Errorf("%s: %w", what, err)
-}
-
-// loopbackUp brings lo up in the calling thread's network namespace. The kernel then gives it 127.0.0.1 and ::1.
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
 // A tunable is a sysctl and its value.
