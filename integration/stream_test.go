@@ -191,7 +191,7 @@ func TestPortForward(t *testing.T) {
 	n := sharedNode(t)
 	for name, listen := range map[string]string{"IPv4 loopback": "127.0.0.1:8080", "IPv6 loopback": "[::1]:8080", "all": ":8080"} {
 		pod := n.RunPod(t, "forward")
-		pod.Run(t, web(listen))
+		waitForListener(t, pod.Run(t, web(listen)), 8080)
 		for _, transport := range transports {
 			t.Run(name+"/"+transport, func(t *testing.T) {
 				address := forward(t, n, transport, pod.ID, 8080)
@@ -203,6 +203,18 @@ func TestPortForward(t *testing.T) {
 			})
 		}
 	}
+}
+
+// waitForListener waits until somebody listens in the container's pod: crictl gives up at the first connection refused.
+func waitForListener(t *testing.T, c *harness.Container, port int) {
+	t.Helper()
+	harness.Eventually(t, 30*time.Second, "listener", func() error {
+		resp, err := c.ExecSync(harness.Ctx(t), harness.Patience(10*time.Second), "grep", "-q", fmt.Sprintf(":%04X ", port), "/proc/net/tcp", "/proc/net/tcp6")
+		if err == nil && resp.ExitCode != 0 {
+			err = fmt.Errorf("nobody listens on port %d", port)
+		}
+		return err
+	})
 }
 
 // A client that has sent all it has still gets the whole answer.
