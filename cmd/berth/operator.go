@@ -63,9 +63,11 @@ func (n *node) pullImage(ctx context.Context, ref string, creds admin.Credential
 	if creds.Username != "" {
 		auth = &image.Auth{Username: creds.Username, Password: creds.Password}
 	}
+	began := time.Now()
 	img, err := n.images.Pull(ctx, ref, auth, image.PullOptions{Progress: func(p image.Progress) {
 		tell(fmt.Sprintf("%d of %d layers, %s of %s", p.LayersDone, p.Layers, humanSize(uint64(p.BytesDone)), humanSize(uint64(p.Bytes))))
 	}})
+	n.metrics.ImagePulled(time.Since(began), img.Size, err)
 	return adminImage(img), err
 }
 

@@ -7,7 +7,7 @@
 //
 //	GET /exec/{token}          SPDY | WebSocket v1–v4 (cri-streaming) | WebSocket v5 (websocket.go)
 //	GET /attach/{token}        the same
-//	GET /portforward/{token}   SPDY | WebSocket v4 (cri-streaming) | SPDY in WebSocket (tunnel.go)
+//	GET /portforward/{token}   SPDY | WebSocket v4 (cri-streaming) | SPDY in WebSocket (portforward.go)
 //
 // What a session is connected to is not known here: the Backend's functions do the work. Their context ends when the
 // client's connection is gone, so that no process and no goroutine is left waiting for a client who will not come back.

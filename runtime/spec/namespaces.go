@@ -50,8 +50,11 @@ func (b *builder) namespaces() error {
 	}
 	if m := UserMapping(b.Sandbox); m != nil {
 		b.namespace(specs.UserNamespace, b.Namespaces.User)
-		b.spec.Linux.UIDMappings = []specs.LinuxIDMapping{*m}
-		b.spec.Linux.GIDMappings = []specs.LinuxIDMapping{*m}
+		if b.Namespaces.User == "" {
+			// A namespace that is joined has its mappings; libcontainer warns of those that say it again.
+			b.spec.Linux.UIDMappings = []specs.LinuxIDMapping{*m}
+			b.spec.Linux.GIDMappings = []specs.LinuxIDMapping{*m}
+		}
 		if !contains(m, b.User.UID) || !contains(m, b.User.GID) {
 			return invalid("linux.security_context.run_as_user", "user %d:%d is not mapped in the pod's user namespace",
 				b.User.UID, b.User.GID)

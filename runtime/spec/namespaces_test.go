@@ -73,6 +73,10 @@ func TestUserNamespaceMapping(t *testing.T) {
 	r := newRequest()
 	r.userns()
 	r.User = User{UID: 65535, GID: 5}
+	if s := r.build(t); s.Linux.UIDMappings != nil || s.Linux.GIDMappings != nil {
+		t.Errorf("a namespace that is joined has mappings already, and gets %v, %v", s.Linux.UIDMappings, s.Linux.GIDMappings)
+	}
+	r.Namespaces.User = ""
 	s := r.build(t)
 	want := `[{"containerID":0,"hostID":100000,"size":65536}]`
 	wantShow(t, "uids", s.Linux.UIDMappings, want)
