@@ -123,6 +123,42 @@ func TestDrainStopsTheDaemonOnlyWhenDone(t *testing.T) {
 	<-stopped
 }
 
+// The daemon ends when Serve has returned: the answer to who ended it must be out by then.
+func TestServeWaitsForWhatIsUnderWay(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	goOn, answered := make(chan struct{}), make(chan error, 1)
+	b := Backend{Status: func(context.Context) Status {
+		cancel()
+		<-goOn
+		return Status{Version: "1"}
+	}}
+	go func() {
+		_, err := NewClient(socket).Status(context.Background())
+		answered <- err
+	}()
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, b, slog.New(slog.DiscardHandler)) }()
+	<-ctx.Done()
+	select {
+	case <-served:
+		t.Error("Serve returned while an answer was under way")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(goOn)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoDaemon(t *testing.T) {
 	_, err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Status(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "no daemon answers") {

@@ -47,7 +47,9 @@ func Serve(ctx context.Context, l net.Listener, b Backend, log *slog.Logger) err
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		const grace = 5 * time.Second
 		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 		defer cancel()
@@ -55,8 +57,11 @@ func Serve(ctx context.Context, l net.Listener, b Backend, log *slog.Logger) err
 			server.Close()
 		}
 	})
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	err := server.Serve(l) // it does not wait for the answers under way; Shutdown does
+	if !stop() {
+		<-ended
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
@@ -135,14 +140,20 @@ func (l *lazyWriter) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
+// lineLimit is how long a client may take to read a line. What is told is done meanwhile, and must not wait for somebody
+// whose terminal stands still.
+const lineLimit = 10 * time.Second
+
 // lines makes an answer of lines, each sent at once.
 func lines(w http.ResponseWriter) func(Progress) {
 	w.Header().Set("Content-Type", "application/jsonl")
 	enc := json.NewEncoder(w)
 	flush := http.NewResponseController(w)
 	return func(p Progress) {
-		_ = enc.Encode(p) // the client may have gone
+		_ = flush.SetWriteDeadline(time.Now().Add(lineLimit)) // a connection always has one
+		_ = enc.Encode(p)                                     // the client may have gone
 		_ = flush.Flush()
+		_ = flush.SetWriteDeadline(time.Time{})
 	}
 }
 
