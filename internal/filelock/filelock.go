@@ -10,13 +10,10 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // Acquire locks the file, which it makes if need be and leaves behind, until release is called or this process ends,
-// however it ends. It does not wait: a lock that another process holds is of class ErrAlreadyExists, and the error names
-// that process.
+// however it ends. It does not wait: that another process holds the lock is an error that names it.
 func Acquire(path string) (release func() error, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -26,7 +23,7 @@ func Acquire(path string) (release func() error, err error) {
 		holder := readHolder(f)
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s is locked by %s: %w", path, holder, errdefs.ErrAlreadyExists)
+			return nil, fmt.Errorf("%s is locked by %s", path, holder)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
