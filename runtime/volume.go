@@ -5,12 +5,35 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	continuity "github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 
+	"github.com/berth-node/berth/runtime/image"
 	"github.com/berth-node/berth/runtime/spec"
 )
+
+// imageVolumes makes the folders that stand for the image's VOLUMEs, with what the image has at these places.
+func (r *Runtime) imageVolumes(c *container, img image.Image, sb *sandbox) ([]spec.Volume, error) {
+	mounted := map[string]bool{}
+	for _, m := range c.config.GetMounts() {
+		mounted[filepath.Clean(m.GetContainerPath())] = true
+	}
+	var volumes []spec.Volume
+	for path := range img.Config.Config.Volumes {
+		if mounted[filepath.Clean(path)] {
+			continue
+		}
+		source := filepath.Join(c.dir, "volumes", strings.ReplaceAll(strings.Trim(filepath.Clean("/"+path), "/"), "/", "-"))
+		if err := copyVolume(r.paths.rootfs(c.id()), path, source, sb); err != nil {
+			return nil, fmt.Errorf("volume %s of the image: %w", path, err)
+		}
+		volumes = append(volumes, spec.Volume{Source: source, Destination: path})
+	}
+	return volumes, nil
+}
 
 // copyVolume fills source, the folder that stands for a VOLUME of an image, with what the image has at path. Without a
 // folder at this place in the image, it is empty and belongs to root.
