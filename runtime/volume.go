@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
+	"strconv"
 
 	continuity "github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
@@ -22,11 +24,12 @@ func (r *Runtime) imageVolumes(c *container, img image.Image, sb *sandbox) ([]sp
 		mounted[filepath.Clean(m.GetContainerPath())] = true
 	}
 	var volumes []spec.Volume
-	for path := range img.Config.Config.Volumes {
+	for _, path := range slices.Sorted(maps.Keys(img.Config.Config.Volumes)) { // one may lie in another
 		if mounted[filepath.Clean(path)] {
 			continue
 		}
-		source := filepath.Join(c.dir, "volumes", strings.ReplaceAll(strings.Trim(filepath.Clean("/"+path), "/"), "/", "-"))
+		mounted[filepath.Clean(path)] = true // an image may say it twice
+		source := filepath.Join(c.dir, "volumes", strconv.Itoa(len(volumes)))
 		if err := copyVolume(r.paths.rootfs(c.id()), path, source, sb); err != nil {
 			return nil, fmt.Errorf("volume %s of the image: %w", path, err)
 		}
