@@ -45,11 +45,13 @@ func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(stri
 }
 
 func (r *Runtime) drainSandbox(ctx context.Context, sb *sandbox, grace time.Duration) error {
+	stop, cancel := context.WithDeadline(ctx, time.Now().Add(grace).Add(releaseLimit))
+	defer cancel()
 	var wg sync.WaitGroup
 	for _, c := range r.index.containersOf(sb.record.ID) {
 		wg.Go(func() {
-			// What does not end is killed by the removal.
-			_ = r.StopContainer(ctx, c.id(), grace)
+			// What does not end is killed by the removal, or else named in its error.
+			_ = r.StopContainer(stop, c.id(), grace)
 		})
 	}
 	wg.Wait()

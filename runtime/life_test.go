@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -171,6 +172,24 @@ func TestAStopEndsWithTheContainer(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		if at := said.when(notKilled); len(at) > 0 {
 			t.Errorf("killed after its end: %v", at)
+		}
+	})
+}
+
+// A container that no kill ends is named, and does not hold up a drain for ever.
+func TestADrainEndsAlsoWhereAContainerDoesNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newKeeperless(t)
+		sb := testSandbox("s1", "web")
+		sb.dir, sb.facts.ReadyAt = t.TempDir(), time.Now()
+		r.index.addSandbox(sb)
+		c := runningContainer(t, r)
+		if err := c.update(func(f *containerFacts) { f.Process.Pid = 1 }); err != nil {
+			t.Fatal(err)
+		}
+		err := r.drainSandbox(context.Background(), sb, 10*time.Second)
+		if err == nil || !strings.Contains(err.Error(), c.id()) {
+			t.Errorf("got %v", err)
 		}
 	})
 }

@@ -54,7 +54,7 @@ func (r *Runtime) statsOf(c *container) (ContainerStats, error) {
 	if err != nil {
 		return ContainerStats{}, fmt.Errorf("stats of container %s: %w", c.id(), err)
 	}
-	stats.Rootfs = r.usage.of(c.id(), c.dir)
+	stats.Rootfs = r.usageOf(c)
 	return ContainerStats{Container: r.view(c), Stats: stats}, nil
 }
 
@@ -198,6 +198,14 @@ type usageCache struct {
 	last map[string]FsUsage
 }
 
+func (r *Runtime) usageOf(c *container) FsUsage {
+	usage := r.usage.of(c.id(), c.dir)
+	if r.index.container(c.id()) == nil { // removed while it was measured
+		r.usage.forget(c.id())
+	}
+	return usage
+}
+
 func (u *usageCache) of(id, dir string) FsUsage {
 	u.mu.Lock()
 	last, ok := u.last[id]
@@ -246,7 +254,7 @@ func walkUsage(dir string, sum *FsUsage) {
 func (r *Runtime) ContainersFsUsage(context.Context) (FsUsage, error) {
 	total := FsUsage{Mountpoint: r.paths.containers(), At: time.Now()}
 	for _, c := range r.index.allContainers() {
-		u := r.usage.of(c.id(), c.dir)
+		u := r.usageOf(c)
 		total.Bytes += u.Bytes
 		total.Inodes += u.Inodes
 	}
