@@ -184,3 +184,38 @@ func TestFolderIsNotTakenFromUnderABind(t *testing.T) {
 		t.Error("the folder is left")
 	}
 }
+
+// systemd makes all mounts shared. A namespace bound in a shared folder is one mount nevertheless.
+func TestBindInASharedMountIsOne(t *testing.T) {
+	needRoot(t)
+	above := t.TempDir()
+	for _, flags := range []uintptr{unix.MS_BIND, unix.MS_PRIVATE, unix.MS_SHARED} {
+		if err := unix.Mount(above, above, "none", flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer unix.Unmount(above, unix.MNT_DETACH)
+	dir := filepath.Join(above, "ns")
+	release, err := ShareDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	defer func() {
+		if err := RemoveDir(dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	path := filepath.Join(dir, "net")
+	if err := Bind("/proc/self/ns/net", path); err != nil {
+		t.Fatal(err)
+	}
+	defer Unbind(path)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(mounts), " "+path+" "); n != 1 {
+		t.Errorf("there are %d mounts at %s, want 1:\n%s", n, path, mounts)
+	}
+}

@@ -67,7 +67,26 @@ func makeMount(dir string) error {
 	if is, err := isMount(dir); err != nil || is {
 		return err
 	}
-	return unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, "")
+	return bindOnItself(dir)
+}
+
+// bindOnItself makes dir a mount with a peer group of its own. One that mount(2) binds is a peer of the mount around it,
+// which systemd makes shared: all that is bound in dir would be mounted twice, there and below, covered.
+func bindOnItself(dir string) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return &fs.PathError{Op: "open_tree", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	for _, propagation := range []uint64{unix.MS_PRIVATE, unix.MS_SHARED} { // out of the group, and into a new one
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: propagation}); err != nil {
+			return &fs.PathError{Op: "mount_setattr", Path: dir, Err: err}
+		}
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &fs.PathError{Op: "move_mount", Path: dir, Err: err}
+	}
+	return nil
 }
 
 // RemoveDir undoes ShareDir: the mount of dir on itself, and dir when it is empty then. A folder that still holds files,
