@@ -46,9 +46,7 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	r.background(func() { r.follow(k) })
 
 	r.resumeSandboxes(ctx, known)
-	if err := r.restoreNetwork(ctx); err != nil {
-		return err
-	}
+	r.restoreNetwork(ctx)
 	r.finishCut(ctx)
 	r.sweep(ctx, known)
 	if err := r.cfg.Images.Collect(ctx); err != nil {
@@ -200,18 +198,19 @@ func (r *Runtime) resumeSandboxes(ctx context.Context, known map[string]keeper.S
 	}
 }
 
-// restoreNetwork tells the network which sandboxes are attached.
-func (r *Runtime) restoreNetwork(ctx context.Context) error {
+// restoreNetwork tells the network which sandboxes are attached: those whose namespaces are there. A stop that was cut off
+// may have dropped one already, and a reboot drops all.
+func (r *Runtime) restoreNetwork(ctx context.Context) {
 	var live []network.Request
 	for _, sb := range r.index.allSandboxes() {
-		if f := sb.factsNow(); !f.ReadyAt.IsZero() && !f.TornDown && f.Anchors.NetNS != "" {
+		if f := sb.factsNow(); !f.ReadyAt.IsZero() && !f.TornDown && netns.IsNS(f.Anchors.NetNS) {
 			live = append(live, networkRequest(sb))
 		}
 	}
 	if err := r.cfg.Network.Restore(ctx, live); err != nil {
-		return fmt.Errorf("network: %w", err)
+		// All that could be restored was. The rest is no reason to leave every pod of the node without its daemon.
+		r.log.Error("not everything of the network could be restored", "err", err)
 	}
-	return nil
 }
 
 // finishCut undoes the creations and goes on with the removals that the death of a daemon cut off.
