@@ -320,7 +320,7 @@ func (r *Runtime) eraseSandbox(sb *sandbox) error {
 	if label := sb.factsNow().ProcessLabel; label != "" {
 		spec.ReleaseSELinuxLabel(label)
 	}
-	return os.RemoveAll(sb.dir)
+	return sb.erase()
 }
 
 // unmount detaches what is mounted at path; nil if nothing is.

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -46,6 +47,8 @@ type container struct {
 
 	mu    sync.Mutex
 	facts containerFacts
+	// erased says that the records are being deleted.
+	erased bool
 	// signaled says that the stop signal was sent in this life of the daemon.
 	signaled bool
 	specMemo *specs.Spec
@@ -65,6 +68,9 @@ func newContainer(dir string) *container {
 func (c *container) update(change func(*containerFacts)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.erased {
+		return errErased
+	}
 	facts := c.facts
 	change(&facts)
 	if err := atomicfile.WriteJSON(filepath.Join(c.dir, factsFile), facts, 0o600); err != nil {
@@ -72,6 +78,23 @@ func (c *container) update(change func(*containerFacts)) error {
 	}
 	c.facts = facts
 	return nil
+}
+
+// errErased is the error of an update that comes too late. It would write into a folder that is being deleted.
+var errErased = fmt.Errorf("it is being removed: %w", errdefs.ErrNotFound)
+
+// erase deletes the records with the writable layer. If that fails they can be updated again.
+func (c *container) erase() error {
+	c.setErased(true)
+	err := os.RemoveAll(c.dir)
+	c.setErased(err == nil)
+	return err
+}
+
+func (c *container) setErased(erased bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.erased = erased
 }
 
 func (c *container) factsNow() containerFacts {

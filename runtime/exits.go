@@ -139,6 +139,9 @@ func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
 			f.StoppedAt = at
 		}
 	})
+	if errors.Is(err, errErased) {
+		return
+	}
 	if err != nil {
 		r.log.Error("end of a pause process could not be recorded", "sandbox", sb.record.ID, "err", err)
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -283,6 +284,29 @@ func TestAnExitThatCannotBeRecordedIsTrue(t *testing.T) {
 	}
 	if len(said.when("exit could not be recorded")) != 1 {
 		t.Error("it was not said")
+	}
+}
+
+// News that come while a record is deleted do not write into its folder: it could not be deleted then.
+func TestNothingIsRecordedOfWhatIsErased(t *testing.T) {
+	r, said := newKeeperless(t)
+	sb := testSandbox("s1", "web")
+	sb.dir = t.TempDir()
+	c := runningContainer(t, r)
+	if err := errors.Join(sb.erase(), c.erase()); err != nil {
+		t.Fatal(err)
+	}
+	r.pauseExited(sb, time.Now())
+	if err := r.beginStop(c, time.Hour); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("stop of a container that is being removed: %v", err)
+	}
+	for _, dir := range []string{sb.dir, c.dir} {
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is there (%v)", dir, err)
+		}
+	}
+	if len(said.lines) > 0 {
+		t.Errorf("log: %v", said.lines)
 	}
 }
 

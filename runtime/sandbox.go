@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -33,6 +34,8 @@ type sandbox struct {
 
 	mu    sync.Mutex
 	facts sandboxFacts
+	// erased says that the records are deleted.
+	erased bool
 }
 
 // netnsDir is where agents such as Multus look for network namespaces.
@@ -184,6 +187,9 @@ func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
 func (sb *sandbox) update(change func(*sandboxFacts)) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	if sb.erased {
+		return errErased
+	}
 	facts := sb.facts
 	change(&facts)
 	if err := atomicfile.WriteJSON(filepath.Join(sb.dir, factsFile), facts, 0o600); err != nil {
@@ -191,6 +197,15 @@ func (sb *sandbox) update(change func(*sandboxFacts)) error {
 	}
 	sb.facts = facts
 	return nil
+}
+
+// erase deletes the records.
+func (sb *sandbox) erase() error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	err := os.RemoveAll(sb.dir)
+	sb.erased = err == nil
+	return err
 }
 
 func (sb *sandbox) factsNow() sandboxFacts {

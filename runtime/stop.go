@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/runtime/image/layer"
 )
@@ -190,7 +191,7 @@ func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
 	}
 	r.oom.Remove(c.id())
 	r.cfg.Images.Release(c.id())
-	return os.RemoveAll(c.dir)
+	return c.erase()
 }
 
 // dismantle removes what the kernel, the keeper and the run dir hold of a container or of a pause process, living or
@@ -198,9 +199,10 @@ func (r *Runtime) eraseContainer(ctx context.Context, c *container) error {
 func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
 	gone, forget := r.exits.await(id)
 	defer forget()
+	var group *cgroups.Group
 	if cgroupsPath != "" {
-		group, err := r.cfg.Cgroups.Open(cgroupsPath)
-		if err != nil {
+		var err error
+		if group, err = r.cfg.Cgroups.Open(cgroupsPath); err != nil {
 			return err
 		}
 		if err := group.Remove(ctx); err != nil {
@@ -209,6 +211,12 @@ func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
 	}
 	if err := r.forgetInKeeper(ctx, id, gone); err != nil {
 		return err
+	}
+	// A launcher whose keeper died may have made the cgroup behind our back. The next keeper has ended it by now.
+	if group != nil && group.Exists() {
+		if err := group.Remove(ctx); err != nil {
+			return fmt.Errorf("cgroup: %w", err)
+		}
 	}
 	return r.removeBundle(id)
 }
