@@ -23,7 +23,7 @@ import (
 // not work with the kernel, the answer says so.
 func TestCheckpoint(t *testing.T) {
 	n := sharedNode(t)
-	app := n.RunPod(t, "checkpoint").Sh(t, "app", "echo written > /file; rm /etc/group; i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.1; done")
+	app := n.RunPod(t, "checkpoint").Sh(t, "app", "echo written > /file; rm /etc/group; rm -r /var; mkdir /var; i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.1; done")
 	app.Exec(t, "sh", "-c", "until [ -e /count ]; do sleep 0.1; done")
 	pid := initPid(t, app)
 	location := filepath.Join(n.Dir, "checkpoint.tar")
@@ -46,13 +46,19 @@ func TestCheckpoint(t *testing.T) {
 		t.Errorf("it was process %d and is %d", pid, now)
 	}
 
-	entries := archiveEntries(t, location)
+	entries, deleted := readArchive(t, location)
 	for _, want := range []string{
 		"config.dump", "spec.dump", "status", "dump.log", "container.log", "rootfs-diff.tar", "deleted.files",
 		"checkpoint/inventory.img", "checkpoint/pstree.img", "checkpoint/descriptors.json",
 	} {
 		if !slices.Contains(entries, want) {
 			t.Errorf("%s is not in the archive", want)
+		}
+	}
+	// One file was deleted, and one folder replaced by an empty one.
+	for _, want := range []string{`"/etc/group"`, `"/var/www"`} {
+		if !strings.Contains(deleted, want) {
+			t.Errorf("%s is not among what the container deleted: %s", want, deleted)
 		}
 	}
 	if t.Failed() {
@@ -66,7 +72,8 @@ func wantCounting(t *testing.T, c *harness.Container) {
 	c.Exec(t, "sh", "-c", `was=$(cat /count); until [ "$(cat /count)" != "$was" ]; do sleep 0.1; done`)
 }
 
-func archiveEntries(t *testing.T, path string) (names []string) {
+// readArchive returns the names in a checkpoint's archive, and the content of its deleted.files.
+func readArchive(t *testing.T, path string) (names []string, deleted string) {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
@@ -76,11 +83,18 @@ func archiveEntries(t *testing.T, path string) (names []string) {
 	for r := tar.NewReader(f); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return names
+			return names, deleted
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		names = append(names, header.Name)
+		if header.Name == "deleted.files" {
+			content, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			deleted = string(content)
+		}
 	}
 }

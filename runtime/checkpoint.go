@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -66,11 +67,25 @@ func (r *Runtime) archiveCheckpoint(ctx context.Context, c *container, dir, loca
 	in := checkpoint.Input{
 		ContainerID: v.ID, Name: v.Config.Metadata.Name, ImageRef: v.Image.Ref, ImageID: v.Image.ID, Runtime: v.Handler,
 		Spec: spec, LogPath: v.LogPath, ImagesDir: filepath.Join(dir, "checkpoint"), WorkDir: dir,
-		RootfsDiffDir: filepath.Join(c.dir, "upper"),
-		Pid:           v.Pid, CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, CheckpointedAt: at,
+		RootfsDiffDir: filepath.Join(c.dir, "upper"), LowerDirs: r.lowerDirs(v.Image.ID),
+		Pid: v.Pid, CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, CheckpointedAt: at,
 	}
 	if sb := r.index.sandbox(v.SandboxID); sb != nil {
 		in.Network = sb.factsNow().CNI
 	}
 	return checkpoint.Archive(ctx, location, in)
+}
+
+// lowerDirs are the folders of an image's layers, topmost first. Of an image that was removed under its container nothing
+// is known any more; the archive is then made without.
+func (r *Runtime) lowerDirs(imageID string) []string {
+	img, err := r.cfg.Images.Get(imageID)
+	if err != nil {
+		return nil
+	}
+	var dirs []string
+	for _, chain := range slices.Backward(img.ChainIDs) {
+		dirs = append(dirs, r.cfg.Images.Layers().Dir(chain))
+	}
+	return dirs
 }

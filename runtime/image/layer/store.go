@@ -222,6 +222,10 @@ func (s *Store) Has(chain digest.Digest) bool {
 	return ok
 }
 
+// Dir returns the folder with the files of a layer, in overlayfs's form, for reading. The layer must be in use by the
+// caller, or it may go away meanwhile.
+func (s *Store) Dir(chain digest.Digest) string { return s.treeDir(chain) }
+
 // Get returns what is known of a layer, or ErrNotFound.
 func (s *Store) Get(chain digest.Digest) (Info, error) {
 	s.mu.RLock()
