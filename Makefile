@@ -58,6 +58,12 @@ bin/berth-keeper: FORCE
 bin/berth-launch: deps FORCE
 	CGO_ENABLED=1 $(GOBUILD) -tags 'seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/berth-launch
 
+# The same programs with named points at which tests can kill them: see internal/failpoint.
+.PHONY: failpoints
+failpoints: deps
+	CGO_ENABLED=0 $(GOBUILD) -tags failpoints -ldflags '$(LDFLAGS)' -o bin/failpoints/ ./cmd/berth ./cmd/berth-keeper
+	CGO_ENABLED=1 $(GOBUILD) -tags 'failpoints seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o bin/failpoints/ ./cmd/berth-launch
+
 bin/demo-web.tar: FORCE
 	@mkdir -p bin
 	@$(GO) run ./integration/cmd/testimages demo -file $@
@@ -81,6 +87,7 @@ test: lint test-unit test-integration critest ## Run all tests, critest included
 .PHONY: test-unit
 test-unit: deps cni-plugins ## Run the unit tests; as a user without root those that need it are skipped
 	BERTH_TEST_CNI_BIN='$(CURDIR)/bin/tools/cni' $(GO) test -tags seccomp $(TESTFLAGS) ./...
+	$(GO) test -tags failpoints $(TESTFLAGS) ./internal/failpoint
 
 .PHONY: test-integration
 test-integration: build tools images ## Run the black-box tests on this kernel (as root)
@@ -149,7 +156,9 @@ staticcheck:
 lint: deps staticcheck pause-check ## Check the format, go vet, staticcheck, and the embedded programs
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$$unformatted"; exit 1; }
 	$(GO) vet -tags 'seccomp integration' ./...
+	$(GO) vet -tags failpoints ./internal/failpoint
 	bin/tools/staticcheck -tags 'seccomp integration' ./...
+	bin/tools/staticcheck -tags failpoints ./internal/failpoint
 
 .PHONY: clean
 clean: ## Remove what was built, and the caches below out/

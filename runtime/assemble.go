@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/pause"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
@@ -146,6 +147,7 @@ func (r *Runtime) makeNamespaces(ctx context.Context, sb *sandbox) error {
 	if err != nil {
 		return fmt.Errorf("namespaces: %w", err)
 	}
+	failpoint.Here(failpoint.SandboxNamespaces)
 	return sb.update(func(f *sandboxFacts) { f.UserNS, f.IPCNS, f.UTSNS = paths.User, paths.IPC, paths.UTS })
 }
 
@@ -179,6 +181,7 @@ func (r *Runtime) attachNetwork(ctx context.Context, sb *sandbox) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	failpoint.Here(failpoint.SandboxAttached)
 	return sb.update(func(f *sandboxFacts) { f.IPs, f.CNI = result.IPs, result.Raw })
 }
 

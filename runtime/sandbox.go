@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/spec"
 )
 
@@ -141,9 +142,11 @@ func (r *Runtime) newSandbox(cfg *cri.PodSandboxConfig, handler, owner string) (
 
 // assemble makes the sandbox, in an order in which each step needs only the ones before it.
 func (r *Runtime) assemble(ctx context.Context, sb *sandbox) error {
+	failpoint.Here(failpoint.SandboxRecorded)
 	if err := r.makeSandboxFiles(sb); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.SandboxFiles)
 	if err := r.makeNamespaces(ctx, sb); err != nil {
 		return err
 	}
@@ -155,6 +158,7 @@ func (r *Runtime) assemble(ctx context.Context, sb *sandbox) error {
 			return fmt.Errorf("pause process: %w", err)
 		}
 	}
+	failpoint.Here(failpoint.SandboxComplete)
 	return r.publishSandbox(ctx, sb)
 }
 
@@ -174,6 +178,7 @@ func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
 	if err := sb.update(func(f *sandboxFacts) { f.ReadyAt = now }); err != nil {
 		return errors.Join(err, r.cfg.NRI.RemovePodSandbox(ctx, r.nriPod(sb)))
 	}
+	failpoint.Here(failpoint.SandboxReady)
 	r.index.addSandbox(sb)
 	r.announce(EventCreated, sb.record.ID, "", now)
 	r.announce(EventStarted, sb.record.ID, "", now)

@@ -42,6 +42,7 @@ var Rules = []Rule{
 	{"internal", []string{"internal/..."}, "the ground floor"},
 
 	{"integration", []string{"integration/..."}, "the tests see a black box"},
+	{"integration/chaos", []string{"integration/...", "internal/failpoint"}, "a black box but for the names of its steps"},
 }
 
 // A Ban keeps packages of other modules to those that are named: nobody else may import them.

@@ -35,6 +35,8 @@ type Options struct {
 	Env []string
 	// Flags are added to the command line of serve.
 	Flags []string
+	// Programs is the folder with berth, berth-keeper and berth-launch; empty for the usual one.
+	Programs string
 }
 
 // A Node is one running berth with folders of its own. Its methods fail the test they are given.
@@ -115,7 +117,7 @@ func newNode(options Options) (*Node, error) {
 
 // Start starts the daemon and waits until it serves.
 func (n *Node) Start() error {
-	bin := filepath.Join(Root(), "bin")
+	bin := n.programs()
 	args := []string{
 		"serve", "--root-dir", n.RootDir, "--run-dir", n.RunDir, "--cri-socket", n.Socket,
 		"--keeper", filepath.Join(bin, "berth-keeper"), "--launch", filepath.Join(bin, "berth-launch"),
@@ -266,7 +268,14 @@ func (n *Node) Berth(t testing.TB, args ...string) string {
 }
 
 func (n *Node) command(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, filepath.Join(Root(), "bin", "berth"), args...)
+	return exec.CommandContext(ctx, filepath.Join(n.programs(), "berth"), args...)
+}
+
+func (n *Node) programs() string {
+	if n.options.Programs != "" {
+		return n.options.Programs
+	}
+	return filepath.Join(Root(), "bin")
 }
 
 // Close drains the node, ends the daemon and removes the folders. What should not be there any more is an error, and is

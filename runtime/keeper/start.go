@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,7 +99,7 @@ func spawn(ctx context.Context, binary, launch, runDir string) (pid int, err err
 	// Not CommandContext: the keeper must not die with the context of the one who started it.
 	cmd := exec.Command(binary, "--run-dir", runDir, "--launch", launch, "--log-file", logPath, "--ready")
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Env = append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = out, out // a Go panic goes there; everything else the keeper writes itself
 	cmd.ExtraFiles = []*os.File{w}    // becomes ReadyFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

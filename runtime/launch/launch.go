@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -42,7 +43,9 @@ func Serve(conn *net.UnixConn) error {
 	if err != nil {
 		return fmt.Errorf("receive the job: %w", err)
 	}
+	failpoint.Here(failpoint.LaunchJobTaken)
 	started, err := do(&job, files)
+	failpoint.Here(failpoint.LaunchJobDone)
 	// The workload has its own copies. Ours must be closed before the answer: whoever reads the other end of a pipe
 	// after it must not see one writer too many.
 	wire.CloseAll(files)

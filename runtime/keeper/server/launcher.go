@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -167,7 +168,7 @@ func (p *pool) start() (*launcher, error) {
 	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
 	pid, _, err := syscall.StartProcess(path, []string{"berth-launch"}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Env:   append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 		Files: []uintptr{null.Fd(), null.Fd(), errW.Fd(), theirs.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
