@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // Remove ends what still runs in the cgroup and removes it with all below it; one that is not there is removed already.
@@ -19,6 +21,7 @@ func (g *Group) Remove(ctx context.Context) error {
 	if err := g.Kill(ctx); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.CgroupKilled)
 	if g.unit != nil {
 		// Also where the directory is gone: the unit of a container that was killed for lack of memory is kept as
 		// "failed" until somebody resets it. The library says nothing of a unit that does not exist.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // DefaultStateDir is the state folder of the first node on a machine, whose bridge and table have names without a suffix.
@@ -244,6 +245,7 @@ func (b *Builtin) Attach(ctx context.Context, req Request) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	failpoint.Here(failpoint.NetworkLeased)
 	res, err := b.attach(ctx, req, ls, mappings, limit)
 	if err != nil {
 		// The steps of Detach; each does nothing where nothing is. The link goes with the namespace as well, but who
@@ -277,6 +279,7 @@ func (b *Builtin) attach(ctx context.Context, req Request, ls lease, mappings []
 	if err := v.connect(b.h); err != nil {
 		return Result{}, err
 	}
+	failpoint.Here(failpoint.NetworkConnected)
 	if limit != (bandwidth{}) {
 		link, err := b.h.LinkByName(v.host)
 		if err != nil {
@@ -341,6 +344,7 @@ func (b *Builtin) openPorts(ctx context.Context, ports []hostPort) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.NetworkPortsMapped)
 	return forget(ports)
 }
 
@@ -365,6 +369,7 @@ func (b *Builtin) free(ctx context.Context, sandboxID string) error {
 	if err := b.closePorts(ctx, sandboxID); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.NetworkPortsUnmapped)
 	if ls, ok := b.leases.of(sandboxID); ok && ls.Shaped {
 		if err := unshape(b.h, ifbLink(sandboxID)); err != nil {
 			return err

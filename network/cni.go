@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/network/netns"
 )
 
@@ -157,7 +158,9 @@ func (c *CNI) Attach(ctx context.Context, req Request) (Result, error) {
 	if err := c.records.create(attachment{Request: req, Network: saveNetwork(conf)}); err != nil {
 		return Result{}, err
 	}
+	failpoint.Here(failpoint.CNIRecorded)
 	res, err := c.add(ctx, conf, rt)
+	failpoint.Here(failpoint.CNIAdded)
 	if err != nil {
 		// The plugins before the one that failed have done their part, and the caller's time may be over.
 		ctx := context.WithoutCancel(ctx)
@@ -190,6 +193,7 @@ func (c *CNI) del(ctx context.Context, sandboxID string, conf *libcni.NetworkCon
 	if err := c.lib.DelNetworkList(ctx, conf, rt); err != nil {
 		return fmt.Errorf("CNI DEL of network %s: %w", conf.Name, err)
 	}
+	failpoint.Here(failpoint.CNIDeleted)
 	return c.records.remove(sandboxID)
 }
 

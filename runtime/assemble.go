@@ -240,6 +240,7 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.SandboxPause)
 	if err := sb.update(func(f *sandboxFacts) { f.Pause = procfs.Process(p) }); err != nil {
 		return err
 	}
@@ -280,9 +281,10 @@ func (r *Runtime) teardown(ctx context.Context, sb *sandbox) error {
 			return errors.Join(failed, fmt.Errorf("network: %w", err))
 		}
 	}
-	failed = errors.Join(failed,
-		sandboxns.Remove(ctx, r.namespacePaths(sb)),
-		unmount(r.paths.shm(id)))
+	failpoint.Here(failpoint.SandboxDetached)
+	failed = errors.Join(failed, sandboxns.Remove(ctx, r.namespacePaths(sb)))
+	failpoint.Here(failpoint.SandboxUnpinned)
+	failed = errors.Join(failed, unmount(r.paths.shm(id)))
 	if failed == nil {
 		failed = os.RemoveAll(r.paths.runSandbox(id))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
 )
 
@@ -84,5 +85,6 @@ func (r *Runtime) ReopenLog(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.LogReopening)
 	return k.ReopenLog(ctx, c.id())
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/spec"
@@ -50,6 +51,7 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.ContainerBundled)
 	r.parents.RLock()
 	p, err := k.Create(ctx, keeper.CreateRequest{
 		ID: c.id(), Bundle: r.paths.bundle(c.id()), LogPath: c.record.LogPath, MaxLogLine: r.cfg.MaxLogLine,
@@ -65,6 +67,7 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.ContainerLaunched)
 	if err := c.update(func(f *containerFacts) { f.Process = procfs.Process(p) }); err != nil {
 		return err
 	}

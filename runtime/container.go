@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/spec"
@@ -276,16 +277,19 @@ func (r *Runtime) openFifo(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.StartAsked)
 	if err := k.Start(ctx, c.id()); err != nil {
 		if r.ctx.Err() != nil {
 			return err // this daemon stops; the next one asks the keeper what became of it
 		}
 		return r.failStart(c, err)
 	}
+	failpoint.Here(failpoint.StartDone)
 	now := time.Now()
 	if err := c.update(func(f *containerFacts) { f.StartedAt = now }); err != nil {
 		return r.failStart(c, err)
 	}
+	failpoint.Here(failpoint.StartRecorded)
 	r.announce(EventStarted, c.record.SandboxID, c.id(), now)
 	return nil
 }

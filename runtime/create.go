@@ -11,6 +11,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/image"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -63,6 +64,7 @@ func (r *Runtime) createContainer(ctx context.Context, sb *sandbox, cfg *cri.Con
 	}
 	r.index.addMaking(c)
 	defer r.index.dropMaking(c)
+	failpoint.Here(failpoint.ContainerRecorded)
 	if err := r.build(ctx, sb, c, img); err != nil {
 		undo, cancel := r.detached(teardownLimit)
 		defer cancel()
@@ -164,6 +166,7 @@ func (r *Runtime) build(ctx context.Context, sb *sandbox, c *container, img imag
 	if err := r.mountRootfs(ctx, sb, c, img, labels.mount); err != nil {
 		return fmt.Errorf("root filesystem: %w", err)
 	}
+	failpoint.Here(failpoint.ContainerMounted)
 	s, err := r.specFor(ctx, sb, c, img, labels)
 	if err != nil {
 		return err
@@ -186,6 +189,7 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 		err = r.launch(ctx, sb, c, s)
 	}
 	if err == nil {
+		failpoint.Here(failpoint.ContainerLimited)
 		err = c.update(func(f *containerFacts) { f.MadeAt = now })
 	}
 	if err != nil {
@@ -195,6 +199,7 @@ func (r *Runtime) publishContainer(ctx context.Context, sb *sandbox, c *containe
 		}
 		return err
 	}
+	failpoint.Here(failpoint.ContainerMade)
 	r.becomeVisible(c, now)
 	if err := r.cfg.NRI.PostCreateContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
 		r.log.Warn("NRI plugin failed after the creation of a container, ignoring", "container", c.id(), "err", err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -97,6 +98,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	if err != nil {
 		return nil, errors.Join(err, x.endGroup())
 	}
+	failpoint.Here(failpoint.ExecGrouped)
 	x.exit = r.execs.await(id)
 	_, x.console, err = k.Exec(ctx, keeper.ExecRequest{
 		ContainerID: c.id(), ExecID: id, Process: process, Terminal: terminal,
@@ -108,6 +110,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 		// Whoever does not know what became of the request kills what may have come of it.
 		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.endGroup())
 	}
+	failpoint.Here(failpoint.ExecRunning)
 	return x, nil
 }
 
@@ -196,6 +199,7 @@ func (r *Runtime) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	if err != nil {
 		return ExecResult{}, err
 	}
+	failpoint.Here(failpoint.ExecEnded)
 	// A child that was left behind may hold the pipes for ever: what the command itself wrote is there already.
 	drain := time.Now().Add(r.cfg.ExecDrain)
 	return ExecResult{Stdout: stdout.finish(drain), Stderr: stderr.finish(drain), ExitCode: int32(exit.Code)}, nil

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -92,6 +93,7 @@ func (r *Runtime) finish(c *container, e keeper.Exit) {
 // c.life, and that the container has not exited.
 func (r *Runtime) becomeExited(c *container, at time.Time, code int32, reason, message string) {
 	end := func(f *containerFacts) { f.FinishedAt, f.ExitCode, f.Reason, f.Message = at, code, reason, message }
+	failpoint.Here(failpoint.ExitHeard)
 	if err := c.update(end); err != nil {
 		// Without room for the record the exit is still true. The next daemon hears of it from the keeper, or finds no
 		// process.
@@ -100,6 +102,7 @@ func (r *Runtime) becomeExited(c *container, at time.Time, code int32, reason, m
 		end(&c.facts)
 		c.mu.Unlock()
 	}
+	failpoint.Here(failpoint.ExitRecorded)
 	close(c.exited)
 	r.announce(EventStopped, c.record.SandboxID, c.id(), at)
 	r.background(func() { r.release(c) })
@@ -165,8 +168,11 @@ func (r *Runtime) release(c *container) {
 		if r.ctx.Err() == nil { // a daemon that stops leaves the rest to the next one
 			r.log.Error("exited container could not be cleared up; its removal will try again", "container", c.id(), "err", err)
 		}
-	} else if err := c.update(func(f *containerFacts) { f.Released = true }); err != nil {
-		r.log.Warn("release of a container could not be recorded, ignoring", "container", c.id(), "err", err)
+	} else {
+		failpoint.Here(failpoint.Released)
+		if err := c.update(func(f *containerFacts) { f.Released = true }); err != nil {
+			r.log.Warn("release of a container could not be recorded, ignoring", "container", c.id(), "err", err)
+		}
 	}
 	r.oom.Remove(c.id())
 	close(c.released)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
 )
 
@@ -119,6 +120,7 @@ func (r *Runtime) follow(k *keeper.Client) {
 	for {
 		for e := range k.Exits() {
 			r.onExit(e)
+			failpoint.Here(failpoint.ExitPublished)
 			k.Ack(e.Seq)
 		}
 		if r.ctx.Err() != nil || r.parting.Load() {

@@ -8,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // The limits of a container come from its creator, from the kubelet that resizes it, and from NRI plugins. The record has
@@ -37,6 +38,7 @@ func (r *Runtime) changeLimits(ctx context.Context, c *container, change *specs.
 			return err
 		}
 	}
+	failpoint.Here(failpoint.UpdateWritten)
 	return c.update(func(f *containerFacts) {
 		f.Limits = now
 		also(f)

@@ -17,6 +17,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/image/layer"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -127,6 +128,7 @@ func (r *Runtime) mountImage(ctx context.Context, sb *sandbox, c *container, i i
 	if err != nil {
 		return "", failed(err)
 	}
+	failpoint.Here(failpoint.ContainerVolume)
 	if m.ImageSubPath == "" {
 		return target, nil
 	}

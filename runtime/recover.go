@@ -15,6 +15,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/network/netns"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -31,6 +32,7 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	}
 	r.loadSandboxes()
 	r.loadContainers()
+	failpoint.Here(failpoint.RecoverLoaded)
 	states, err := k.List(ctx)
 	if err != nil {
 		return err
@@ -42,13 +44,17 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	for _, c := range r.index.allContainers() {
 		r.resume(c, known)
 	}
+	failpoint.Here(failpoint.RecoverResumed)
 	// From here on exits come in, also those that the keeper has kept for us.
 	r.background(func() { r.follow(k) })
 
 	r.resumeSandboxes(ctx, known)
 	r.restoreNetwork(ctx)
+	failpoint.Here(failpoint.RecoverConnected)
 	r.finishCut(ctx)
+	failpoint.Here(failpoint.RecoverFinished)
 	r.sweep(ctx, known)
+	failpoint.Here(failpoint.RecoverSwept)
 	if err := r.cfg.Images.Collect(ctx); err != nil {
 		r.log.Warn("unused layers could not be deleted, ignoring", "err", err)
 	}

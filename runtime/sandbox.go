@@ -325,6 +325,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 			return err
 		}
 	}
+	failpoint.Here(failpoint.SandboxStopping)
 	// First those in the making: they are undone, or they are containers like the others when they have left.
 	if err := sb.creations.shut(ctx, sb.notReady()); err != nil {
 		return fmt.Errorf("stop sandbox %s: a container is being made: %w", sb.record.ID, err)
@@ -332,6 +333,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if err := r.killContainers(ctx, sb); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.SandboxKilled)
 	// The plugins see the sandbox with its containers stopped and everything else still there.
 	release := r.cfg.NRI.Block()
 	defer release()
@@ -341,6 +343,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 	if err := r.teardown(ctx, sb); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", sb.record.ID, err)
 	}
+	failpoint.Here(failpoint.SandboxDismantled)
 	if err := sb.update(func(f *sandboxFacts) { f.TornDown = true }); err != nil {
 		return err
 	}
@@ -389,11 +392,13 @@ func (r *Runtime) removeSandbox(ctx context.Context, sb *sandbox) error {
 	if err := sb.update(func(f *sandboxFacts) { f.Removing = true }); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.SandboxRemoving)
 	for _, c := range r.index.containersOf(sb.record.ID) {
 		if err := r.RemoveContainer(ctx, c.record.ID); err != nil {
 			return err
 		}
 	}
+	failpoint.Here(failpoint.SandboxEmptied)
 	release := r.cfg.NRI.Block()
 	defer release()
 	if err := r.cfg.NRI.RemovePodSandbox(ctx, r.nriPod(sb)); err != nil {
@@ -402,6 +407,7 @@ func (r *Runtime) removeSandbox(ctx context.Context, sb *sandbox) error {
 	if err := r.eraseSandbox(sb); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.SandboxErased)
 	r.index.dropSandbox(sb)
 	r.announce(EventDeleted, sb.record.ID, "", time.Now())
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/image/layer"
 )
 
@@ -54,6 +55,7 @@ func (r *Runtime) beginStop(c *container, grace time.Duration) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.StopRecorded)
 	r.background(func() { r.killAt(c, deadline) })
 	if grace > 0 && c.signalOnce() {
 		r.background(func() { r.sendStopSignal(c, deadline) })
@@ -77,6 +79,7 @@ func (r *Runtime) sendStopSignal(c *container, deadline time.Time) {
 	if err == nil {
 		err = k.Signal(ctx, c.id(), "", c.record.StopSignal)
 	}
+	failpoint.Here(failpoint.StopSignaled)
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) && r.ctx.Err() == nil {
 		r.log.Warn("stop signal could not be sent, the container is killed at its deadline", "container", c.id(), "err", err)
 	}
@@ -93,11 +96,13 @@ func (r *Runtime) killAt(c *container, deadline time.Time) {
 		return // the deadline is on record
 	case <-timer.C:
 	}
+	failpoint.Here(failpoint.StopDeadline)
 	ctx, cancel := r.detached(teardownLimit)
 	defer cancel()
 	if err := r.killProcesses(ctx, c); err != nil && r.ctx.Err() == nil {
 		r.log.Error("container could not be killed", "container", c.id(), "err", err)
 	}
+	failpoint.Here(failpoint.StopKilled)
 }
 
 // killProcesses kills everything in the container's cgroup, and its init by pidfd in case that it was moved elsewhere.
@@ -166,6 +171,7 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 	if err := c.update(func(f *containerFacts) { f.Removing = true }); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.ContainerRemoving)
 	release := r.cfg.NRI.Block()
 	defer release()
 	if sb := r.index.sandbox(c.record.SandboxID); sb != nil {
@@ -176,6 +182,7 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 	if err := r.eraseContainer(ctx, c); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id(), err)
 	}
+	failpoint.Here(failpoint.ContainerErased)
 	r.index.dropContainer(c)
 	r.usage.forget(c.id())
 	r.announce(EventDeleted, c.record.SandboxID, c.id(), time.Now())
@@ -209,9 +216,11 @@ func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
 			return fmt.Errorf("cgroup: %w", err)
 		}
 	}
+	failpoint.Here(failpoint.DismantleUngrouped)
 	if err := r.forgetInKeeper(ctx, id, gone); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.DismantleForgotten)
 	// A launcher whose keeper died may have made the cgroup behind our back. The next keeper has ended it by now.
 	if group != nil && group.Exists() {
 		if err := group.Remove(ctx); err != nil {
@@ -263,5 +272,6 @@ func (r *Runtime) removeBundle(id string) error {
 			return err
 		}
 	}
+	failpoint.Here(failpoint.DismantleUnmounted)
 	return os.RemoveAll(bundle)
 }

@@ -9,6 +9,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/spec"
 )
 
@@ -51,6 +52,7 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, id string, linux
 	if err := r.setResources(ctx, c, linux, resources); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id(), err)
 	}
+	failpoint.Here(failpoint.UpdateRecorded)
 	if err := r.cfg.NRI.PostUpdateContainer(ctx, r.nriPod(sb), r.nriContainer(c)); err != nil {
 		r.log.Warn("NRI plugin failed after the update of a container, ignoring", "container", c.id(), "err", err)
 	}

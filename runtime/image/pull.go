@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // PullOptions change how Pull works. The zero value is the usual.
@@ -109,6 +111,7 @@ func (s *Store) pullFrom(ctx context.Context, p *progress, reg *registry, match 
 	if err != nil {
 		return Image{}, err
 	}
+	failpoint.Here(failpoint.ImageResolved)
 	img, err := s.install(ctx, src, p, names)
 	if err != nil {
 		return Image{}, err
@@ -156,6 +159,7 @@ func (s *Store) install(ctx context.Context, src *source, p *progress, names []n
 	if err := s.fetchLayers(ctx, src, p); err != nil {
 		return Image{}, err
 	}
+	failpoint.Here(failpoint.ImageFetched)
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	r := record{

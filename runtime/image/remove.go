@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // Remove removes the image that ref names, with all its references. It does nothing where there is none. Layers that
@@ -20,12 +21,14 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	s.changing.Lock()
 	removed, err := s.forget(ref)
 	if err == nil && removed != nil {
+		failpoint.Here(failpoint.ImageForgotten)
 		err = s.settle(removed)
 	}
 	s.changing.Unlock()
 	if err != nil || removed == nil {
 		return err
 	}
+	failpoint.Here(failpoint.ImageUnrecorded)
 	return s.deleteLayers(removed.record.ChainIDs)
 }
 

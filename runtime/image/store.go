@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/image/layer"
 )
 
@@ -247,6 +248,7 @@ func (s *Store) put(r record) (Image, error) {
 		}
 		changed = append(changed, o)
 	}
+	failpoint.Here(failpoint.ImageRecorded)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range changed {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/nsfile"
 )
 
@@ -162,6 +163,7 @@ func bind(procNS string, paths Paths) error {
 			return errors.Join(err, unbind(bound))
 		}
 		bound = append(bound, k)
+		failpoint.Here(failpoint.NamespaceBound)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 const (
@@ -283,6 +284,7 @@ func (s *Store) Forget(chains ...digest.Digest) (free func() error, err error) {
 		trash = append(trash, t)
 	}
 	return func() error {
+		failpoint.Here(failpoint.LayerForgotten)
 		var errs []error
 		for _, t := range trash {
 			errs = append(errs, os.RemoveAll(t))

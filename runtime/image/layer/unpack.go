@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // UnpackRequest describes a layer to unpack.
@@ -48,6 +49,7 @@ func (s *Store) Unpack(ctx context.Context, req UnpackRequest) (Info, error) {
 		return Info{}, err
 	}
 	defer in.discard()
+	failpoint.Here(failpoint.LayerBegun)
 	info, err := in.unpack(ctx)
 	if err != nil {
 		return Info{}, fmt.Errorf("unpack layer %s: %w", req.DiffID, err)
@@ -132,6 +134,7 @@ func (in *ingest) unpack(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	failpoint.Here(failpoint.LayerUnpacked)
 	return in.commit()
 }
 
@@ -213,6 +216,7 @@ func (in *ingest) commit() (Info, error) {
 	if err := os.WriteFile(in.path(infoName), b, 0o600); err != nil {
 		return Info{}, err
 	}
+	failpoint.Here(failpoint.LayerDescribed)
 	if err := os.Chmod(in.dir, 0o711); err != nil {
 		return Info{}, err
 	}
@@ -225,6 +229,7 @@ func (in *ingest) commit() (Info, error) {
 	if err := os.Rename(in.dir, s.layerDir(in.info.ChainID)); err != nil {
 		return Info{}, err
 	}
+	failpoint.Here(failpoint.LayerCommitted)
 	s.layers[in.info.ChainID] = in.info
 	return in.info, nil
 }
@@ -240,6 +245,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.r.Read(p)
 	v.digester.Hash().Write(p[:n])
 	v.n += int64(n)
+	failpoint.Here(failpoint.LayerHalf)
 	if v.max > 0 && v.n > v.max {
 		return n, fmt.Errorf("the uncompressed archive is larger than %d bytes: %w", v.max, errdefs.ErrResourceExhausted)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -123,6 +124,7 @@ func (c *container) watch(proc *process, gone <-chan struct{}) {
 // end is the one way into the state exited: output on disk, record written, exit reported, in this order.
 func (c *container) end(exit keeper.Exit) {
 	close(c.dead)
+	failpoint.Here(failpoint.KeeperExitSeen)
 	c.mu.Lock()
 	c.ending = true
 	pumps := c.pumps
@@ -134,6 +136,7 @@ func (c *container) end(exit keeper.Exit) {
 	if err := c.log.Close(exit.At); err != nil {
 		c.k.log.Error("close a log", "container", c.id, "error", err)
 	}
+	failpoint.Here(failpoint.KeeperLogWritten)
 	c.viewers.end()
 	c.k.exits.add(exit, func(numbered keeper.Exit) {
 		c.mu.Lock()
@@ -146,6 +149,7 @@ func (c *container) end(exit keeper.Exit) {
 		if err := c.saveRecord(); err != nil {
 			c.k.log.Error("record an exit, known to this keeper only", "container", c.id, "error", err)
 		}
+		failpoint.Here(failpoint.KeeperExitRecorded)
 	})
 }
 
@@ -180,6 +184,7 @@ func (c *container) start(ctx context.Context) error {
 		}
 		return fmt.Errorf("its init has died: %w", errdefs.ErrFailedPrecondition)
 	}
+	failpoint.Here(failpoint.KeeperOpened)
 	c.mu.Lock()
 	c.started = true
 	c.mu.Unlock()
@@ -187,6 +192,7 @@ func (c *container) start(ctx context.Context) error {
 	if err := os.Remove(c.execFIFO()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	failpoint.Here(failpoint.KeeperStarted)
 	return nil
 }
 
@@ -335,6 +341,7 @@ func (c *container) reopenLog() error {
 	if err := c.log.Reopen(); err != nil {
 		return fmt.Errorf("reopen the log of container %s: %w", c.id, err)
 	}
+	failpoint.Here(failpoint.KeeperLogReopened)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -90,6 +91,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 	if err := c.setLauncher(l.proc.Process); err != nil {
 		return nil, l, err
 	}
+	failpoint.Here(failpoint.KeeperJobRecorded)
 	result, pidfd, err := l.do(ctx, keeper.Job{
 		Kind:          keeper.JobCreate,
 		Root:          filepath.Join(c.k.runDir, keeper.LibcontainerDir),
@@ -101,6 +103,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 	if err != nil {
 		return nil, l, err
 	}
+	failpoint.Here(failpoint.KeeperJobDone)
 	proc, err := madeProcess(result, pidfd)
 	if err != nil {
 		return nil, l, err
@@ -117,6 +120,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		proc.signal(int(unix.SIGKILL))
 		return nil, l, err
 	}
+	failpoint.Here(failpoint.KeeperCreated)
 	go l.release()
 	return func() { c.watch(proc, l.gone) }, l, nil
 }
@@ -278,6 +282,7 @@ func (c *container) delete(ctx context.Context) error {
 	if err := c.remove(); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.KeeperDeleted)
 	c.k.forget(c)
 	c.k.exits.forget(c.id)
 	return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,7 @@ func (c *container) exec(ctx context.Context, req keeper.ExecRequest, stdio [3]*
 		c.mu.Unlock()
 		return nil, nil, nil, err
 	}
+	failpoint.Here(failpoint.KeeperExecMade)
 	e.become(proc)
 	go l.release()
 	return proc, console, func() { e.watch(proc, l.gone) }, nil
@@ -179,6 +181,7 @@ func (k *Keeper) ack(seq uint64) {
 		if err := c.saveRecord(); err != nil {
 			k.log.Warn("record an acknowledgement, ignoring", "container", c.id, "error", err)
 		}
+		failpoint.Here(failpoint.KeeperAcked)
 		return
 	}
 	delete(c.execs, exit.ExecID)

@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -109,6 +110,7 @@ func Run(ctx context.Context, cfg Config) error {
 	launchers := make(chan struct{})
 	go func() { k.pool.run(ctx); close(launchers) }()
 	k.adopt(ctx)
+	failpoint.Here(failpoint.KeeperAdopted)
 	go k.obey(ctx)
 
 	listener, err := listen(ctx, filepath.Join(cfg.RunDir, keeper.SocketName))
