@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
@@ -79,9 +80,21 @@ func (g *Group) apply(m cgroups.Manager, res *cgroups.Resources) error {
 		return fmt.Errorf("limits of cgroup %s: %w", g, err)
 	}
 	if err := m.Set(res); err != nil {
-		return fmt.Errorf("limits of cgroup %s: %w", g, err)
+		return fmt.Errorf("limits of cgroup %s: %w", g, refused(err))
 	}
 	return nil
+}
+
+// refused adds the class to an error of the kernel's, which knows values that it never takes, and those that it does not
+// take as the cgroup is now: a limit below what is in use.
+func refused(err error) error {
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // await runs f and returns its error, or ctx's if that ends first. f then goes on by itself: the library's calls to

@@ -133,6 +133,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *cri.UpdateCont
 	if r.GetLinux() == nil {
 		return nil, invalid("linux", "must be set")
 	}
+	if err := checkResources("linux", r.GetLinux()); err != nil {
+		return nil, err
+	}
 	err := s.cfg.Runtime.UpdateContainerResources(ctx, r.GetContainerId(), r.GetLinux(), r.GetAnnotations())
 	if err != nil {
 		return nil, err

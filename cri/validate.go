@@ -68,17 +68,55 @@ func checkCommand(field string, cmd []string) error {
 	return checkWords(field, cmd)
 }
 
+// What the kernel allows of a path and of each name in it (PATH_MAX with its NUL, NAME_MAX), in bytes.
+const (
+	maxPath     = 4095
+	maxPathPart = 255
+)
+
 // checkPath checks the path of a file on the node; empty is allowed.
 func checkPath(field, v string) error {
-	switch {
-	case v == "":
+	if v == "" {
 		return nil
-	case strings.ContainsRune(v, 0):
+	}
+	if !filepath.IsAbs(v) {
+		return invalid(field, "%q is not an absolute path", shorten(v))
+	}
+	return checkFile(field, v)
+}
+
+// checkFile checks a path that need not be absolute, or is one in the container.
+func checkFile(field, v string) error {
+	if strings.ContainsRune(v, 0) {
 		return invalid(field, "must not contain a NUL")
-	case !filepath.IsAbs(v):
-		return invalid(field, "%q is not an absolute path", v)
+	}
+	if len(v) > maxPath {
+		return invalid(field, "is %d bytes long, the kernel allows %d", len(v), maxPath)
+	}
+	for part := range strings.SplitSeq(v, "/") {
+		if len(part) > maxPathPart {
+			return invalid(field, "has a name of %d bytes, the kernel allows %d", len(part), maxPathPart)
+		}
 	}
 	return nil
+}
+
+func checkFiles(field string, paths []string) error {
+	for i, p := range paths {
+		if err := checkFile(fmt.Sprintf("%s[%d]", field, i), p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shorten is what an error shows of a text that can be of any length.
+func shorten(v string) string {
+	const most = 256
+	if len(v) <= most {
+		return v
+	}
+	return v[:most] + "…"
 }
 
 func checkPort(field string, v, least int32) error {

@@ -3,6 +3,7 @@ package cri
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ func checkSandboxConfig(field string, c *cri.PodSandboxConfig) error {
 		checkName(field+".metadata.uid", m.GetUid()),
 		checkHostname(field+".hostname", c.GetHostname()),
 		checkPath(field+".log_directory", c.GetLogDirectory()),
+		checkDNS(field+".dns_config", c.GetDnsConfig()),
 		checkPortMappings(field+".port_mappings", c.GetPortMappings()),
 		checkSandboxLinux(field+".linux", c.GetLinux()),
 	)
@@ -37,6 +39,18 @@ func checkHostname(field, v string) error {
 	}
 	if strings.ContainsFunc(v, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) || r == '/' }) {
 		return invalid(field, "%q cannot be a host name", v)
+	}
+	return nil
+}
+
+// checkDNS checks what becomes words of a resolv.conf, where a line break would begin a line of its own.
+func checkDNS(field string, c *cri.DNSConfig) error {
+	for name, words := range map[string][]string{"servers": c.GetServers(), "searches": c.GetSearches(), "options": c.GetOptions()} {
+		for i, w := range words {
+			if strings.ContainsFunc(w, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }) {
+				return invalid(fmt.Sprintf("%s.%s[%d]", field, name, i), "%q is not a word", shorten(w))
+			}
+		}
 	}
 	return nil
 }
@@ -66,13 +80,16 @@ func checkPortMappings(field string, mappings []*cri.PortMapping) error {
 
 func checkSandboxLinux(field string, l *cri.LinuxPodSandboxConfig) error {
 	parent := l.GetCgroupParent()
-	if strings.ContainsRune(parent, 0) || slices.Contains(strings.Split(parent, "/"), "..") {
-		return invalid(field+".cgroup_parent", "%q cannot be the path of a cgroup", parent)
+	if slices.Contains(strings.Split(parent, "/"), "..") || strings.ContainsFunc(parent, unicode.IsControl) {
+		return invalid(field+".cgroup_parent", "%q cannot be the path of a cgroup", shorten(parent))
+	}
+	if err := checkFile(field+".cgroup_parent", parent); err != nil {
+		return err
 	}
 	for k, v := range l.GetSysctls() {
 		if k == "" || strings.ContainsFunc(k+v, func(r rune) bool { return r == 0 || r == '\n' }) ||
 			slices.Contains(strings.Split(k, "/"), "..") {
-			return invalid(field+".sysctls", "%q=%q cannot be a sysctl", k, v)
+			return invalid(field+".sysctls", "%q=%q cannot be a sysctl", shorten(k), shorten(v))
 		}
 	}
 	sc := l.GetSecurityContext()
@@ -124,12 +141,15 @@ func checkContainerConfig(field string, c *cri.ContainerConfig) error {
 		checkImage(field+".image", c.GetImage()),
 		checkWords(field+".command", c.GetCommand()),
 		checkWords(field+".args", c.GetArgs()),
-		checkWords(field+".working_dir", []string{c.GetWorkingDir()}),
+		checkFile(field+".working_dir", c.GetWorkingDir()),
 		checkLogPath(field+".log_path", c.GetLogPath()),
 		checkEnvs(field+".envs", c.GetEnvs()),
 		checkMounts(field+".mounts", c.GetMounts()),
 		checkDevices(field, c),
 		checkEnum(field+".stop_signal", c.GetStopSignal(), cri.Signal_name),
+		checkResources(field+".linux.resources", c.GetLinux().GetResources()),
+		checkFiles(field+".linux.security_context.masked_paths", sc.GetMaskedPaths()),
+		checkFiles(field+".linux.security_context.readonly_paths", sc.GetReadonlyPaths()),
 		checkNamespaces(field+".linux.security_context.namespace_options", sc.GetNamespaceOptions()),
 		checkEnum(field+".linux.security_context.supplemental_groups_policy", sc.GetSupplementalGroupsPolicy(), cri.SupplementalGroupsPolicy_name),
 		checkProfile(field+".linux.security_context.seccomp", sc.GetSeccomp()),
@@ -142,17 +162,17 @@ func checkLogPath(field, v string) error {
 	if v == "" {
 		return nil
 	}
-	if strings.ContainsRune(v, 0) || !filepath.IsLocal(v) || filepath.Clean(v) == "." {
-		return invalid(field, "%q is not a path below the pod's log directory", v)
+	if !filepath.IsLocal(v) || filepath.Clean(v) == "." {
+		return invalid(field, "%q is not a path below the pod's log directory", shorten(v))
 	}
-	return nil
+	return checkFile(field, v)
 }
 
 func checkEnvs(field string, envs []*cri.KeyValue) error {
 	for i, e := range envs {
 		f := fmt.Sprintf("%s[%d]", field, i)
 		if e.GetKey() == "" || strings.ContainsAny(e.GetKey(), "=\x00") {
-			return invalid(f+".key", "%q cannot be the name of a variable", e.GetKey())
+			return invalid(f+".key", "%q cannot be the name of a variable", shorten(e.GetKey()))
 		}
 		// The value is bytes: it need not be UTF-8.
 		if slices.Contains(e.GetValue(), 0) {
@@ -172,8 +192,9 @@ func checkMounts(field string, mounts []*cri.Mount) error {
 			return invalid(f+".host_path", "must not be empty without an image")
 		}
 		err := first(
-			checkWords(f+".container_path", []string{m.GetContainerPath()}),
-			checkWords(f+".host_path", []string{m.GetHostPath()}),
+			checkFile(f+".container_path", m.GetContainerPath()),
+			checkFile(f+".host_path", m.GetHostPath()),
+			checkFile(f+".image_sub_path", m.GetImageSubPath()),
 			checkEnum(f+".propagation", m.GetPropagation(), cri.MountPropagation_name),
 		)
 		if err != nil {
@@ -185,11 +206,14 @@ func checkMounts(field string, mounts []*cri.Mount) error {
 
 func checkDevices(field string, c *cri.ContainerConfig) error {
 	for i, d := range c.GetDevices() {
-		f := fmt.Sprintf("%s.devices[%d].host_path", field, i)
+		f := fmt.Sprintf("%s.devices[%d]", field, i)
 		if d.GetHostPath() == "" {
-			return invalid(f, "must not be empty")
+			return invalid(f+".host_path", "must not be empty")
 		}
-		if err := checkWords(f, []string{d.GetHostPath()}); err != nil {
+		if inside := d.GetContainerPath(); inside != "" && path.Join("/", inside) == "/" {
+			return invalid(f+".container_path", "%q cannot be a device", shorten(inside))
+		}
+		if err := first(checkFile(f+".host_path", d.GetHostPath()), checkFile(f+".container_path", d.GetContainerPath())); err != nil {
 			return err
 		}
 	}

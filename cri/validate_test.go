@@ -226,3 +226,22 @@ func TestSeconds(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckResources(t *testing.T) {
+	for text, r := range map[string]*cri.LinuxContainerResources{
+		"":                           {CpuPeriod: 100_000, CpuQuota: -1, CpuShares: 2, MemoryLimitInBytes: 15 << 20, MemorySwapLimitInBytes: -1, CpusetCpus: "0-3,7"},
+		"cpu_period: 1 ":             {CpuPeriod: 1},
+		"cpu_quota: 999 ":            {CpuQuota: 999},
+		"cpu_shares: 1 ":             {CpuShares: 1},
+		"memory_limit_in_bytes: 1 ":  {MemoryLimitInBytes: 1},
+		"memory_limit_in_bytes: -2 ": {MemoryLimitInBytes: -2},
+		"cpuset_cpus: \"3-1\"":       {CpusetCpus: "3-1"},
+		"cpuset_cpus: \"0,\\n\"":     {CpusetCpus: "0,\n"},
+		"cpuset_mems: \" \"":         {CpusetMems: " "},
+	} {
+		err := checkResources("r", r)
+		if text == "" && err != nil || text != "" && (!errors.Is(err, errdefs.ErrInvalidArgument) || !strings.HasPrefix(err.Error(), "r."+text)) {
+			t.Errorf("%v: %v, want %q", r, err, text)
+		}
+	}
+}

@@ -87,10 +87,13 @@ func withRemovals(wishes *api.ContainerAdjustment, s *specs.Spec, shown *api.Con
 		return wishes
 	}
 	if s.Process != nil {
-		for _, kv := range s.Process.Env {
+		kept := make(map[string]bool, len(shown.GetEnv())) // there may be a million
+		for _, kv := range shown.GetEnv() {
 			name, _, _ := strings.Cut(kv, "=")
-			named := func(kv string) bool { return strings.HasPrefix(kv, name+"=") }
-			if !slices.ContainsFunc(shown.GetEnv(), named) {
+			kept[name] = true
+		}
+		for _, kv := range s.Process.Env {
+			if name, _, _ := strings.Cut(kv, "="); !kept[name] {
 				wishes.RemoveEnv(name)
 			}
 		}

@@ -83,16 +83,20 @@ func Cwd(image ocispec.ImageConfig, container *cri.ContainerConfig) string {
 // Values that are not UTF-8 are possible in CRI but not in the JSON that an OCI runtime reads: they are returned as
 // limitations.
 func Env(image ocispec.ImageConfig, container *cri.ContainerConfig, hostname string) (env, limitations []string, err error) {
-	env = []string{defaultPath}
+	vars := variables{at: map[string]int{}}
+	vars.set(defaultPath)
 	if container.GetTty() {
-		env = append(env, defaultTerm)
+		vars.set(defaultTerm)
 	}
-	env = append(env, "HOSTNAME="+hostname)
+	vars.set("HOSTNAME=" + hostname)
 	for _, kv := range image.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
 			continue // an image's slip; no process could read it
 		}
-		env = setEnv(env, kv)
+		if strings.ContainsRune(kv, 0) {
+			return nil, nil, invalid("image", "its environment variable %q contains a NUL byte", kv)
+		}
+		vars.set(kv)
 	}
 	for _, kv := range container.GetEnvs() {
 		name, value := kv.GetKey(), string(kv.GetValue())
@@ -104,21 +108,26 @@ func Env(image ocispec.ImageConfig, container *cri.ContainerConfig, hostname str
 		case !utf8.ValidString(value):
 			limitations = append(limitations, fmt.Sprintf("environment variable %s: bytes that are not UTF-8 are replaced", name))
 		}
-		env = setEnv(env, name+"="+value)
+		vars.set(name + "=" + value)
 	}
-	return env, limitations, nil
+	return vars.list, limitations, nil
 }
 
-// setEnv puts kv in the place of a variable of the same name, or at the end.
-func setEnv(env []string, kv string) []string {
+// variables are an environment with the place of each name in it: a request has room for a million of them.
+type variables struct {
+	list []string
+	at   map[string]int
+}
+
+// set puts kv in the place of a variable of the same name, or at the end.
+func (v *variables) set(kv string) {
 	name, _, _ := strings.Cut(kv, "=")
-	for i, old := range env {
-		if strings.HasPrefix(old, name+"=") {
-			env[i] = kv
-			return env
-		}
+	if i, ok := v.at[name]; ok {
+		v.list[i] = kv
+		return
 	}
-	return append(env, kv)
+	v.at[name] = len(v.list)
+	v.list = append(v.list, kv)
 }
 
 // ExecProcess is a further process of a running container: as the container's own, but for the command.
