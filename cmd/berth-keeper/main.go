@@ -16,8 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// version is set by the build.
+var version = "unknown"
+
 func main() {
-	var cfg server.Config
+	cfg := server.Config{Build: version}
 	var level slog.Level
 	flag.StringVar(&cfg.RunDir, "run-dir", "/run/berth", "folder of the node's run state, on a tmpfs; one keeper runs in it")
 	flag.StringVar(&cfg.Launch, "launch", "/usr/libexec/berth/berth-launch", "path of berth-launch")

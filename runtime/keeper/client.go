@@ -30,7 +30,7 @@ const (
 // Redial makes a new client. Close must be called all the same.
 type Client struct {
 	socket string
-	keeper Process
+	hello  Hello // the keeper's
 	conn   *net.UnixConn
 	spares *spares
 	exits  *exitQueue
@@ -42,6 +42,8 @@ type Client struct {
 	last  uint64
 	calls map[uint64]pending
 	err   error // why the connection ended
+	// relieved is closed when another daemon has taken charge.
+	relieved chan struct{}
 }
 
 // pending is a request that waits for its answer.
@@ -57,8 +59,8 @@ type answer struct {
 	files []*os.File
 }
 
-// Dial connects to the keeper at socket. A keeper of another protocol version is an error of class
-// ErrFailedPrecondition, no keeper one of class ErrUnavailable.
+// Dial connects to the keeper at socket and takes charge. A keeper without a common protocol version is an error of class
+// ErrFailedPrecondition, and nothing was touched; no keeper is one of class ErrUnavailable.
 func Dial(ctx context.Context, socket string) (*Client, error) {
 	return dialSettled(ctx, socket, newSpares(), Process{})
 }
@@ -69,7 +71,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 func (c *Client) Redial(ctx context.Context) (*Client, error) {
 	c.end(errors.New("replaced by Redial"))
 	<-c.done
-	next, err := dialSettled(ctx, c.socket, c.held(), c.keeper)
+	next, err := dialSettled(ctx, c.socket, c.held(), c.hello.Keeper)
 	if err == nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -98,35 +100,41 @@ func dial(ctx context.Context, socket string, spares *spares) (*Client, error) {
 		return nil, fmt.Errorf("keeper: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	c := &Client{
-		socket: socket,
-		conn:   nc.(*net.UnixConn),
-		spares: spares,
-		exits:  newExitQueue(),
-		done:   make(chan struct{}),
-		calls:  make(map[uint64]pending),
+		socket:   socket,
+		conn:     nc.(*net.UnixConn),
+		spares:   spares,
+		exits:    newExitQueue(),
+		done:     make(chan struct{}),
+		relieved: make(chan struct{}),
+		calls:    make(map[uint64]pending),
 	}
 	go c.receive()
-	var hello Hello
-	if _, err := c.call(ctx, KindHello, Hello{Version: ProtocolVersion}, nil, &hello); err != nil {
+	if err := c.greet(ctx); err != nil {
 		c.end(err)
 		<-c.done
 		return nil, fmt.Errorf("keeper %s: %w", socket, err)
 	}
-	if hello.Version != ProtocolVersion {
-		err := fmt.Errorf("keeper %s speaks protocol version %d, this program %d: %w", socket, hello.Version, ProtocolVersion, errdefs.ErrFailedPrecondition)
-		c.end(err)
-		<-c.done
-		return nil, err
-	}
-	c.keeper = hello.Keeper
 	return c, nil
+}
+
+// greet settles the version.
+func (c *Client) greet(ctx context.Context) error {
+	ours := Protocols()
+	_, err := c.call(ctx, KindHello, Hello{Version: ours.Oldest, Speaks: &ours}, nil, &c.hello)
+	if err == nil && !ours.Has(c.hello.Version) {
+		err = fmt.Errorf("it speaks protocol %s and this program %s: %w", c.hello.Range(), ours, errdefs.ErrFailedPrecondition)
+	}
+	if errors.Is(err, errdefs.ErrFailedPrecondition) {
+		err = fmt.Errorf("%w; use a berth that speaks with this keeper, or drain the node with one and start this one then", err)
+	}
+	return err
 }
 
 // restore hands the spares to a keeper that took the place of the one before, and says that this is all. The keeper then
 // sends a full set of its own, and at its end says so too.
 func (c *Client) restore(before Process) error {
 	c.spares.age()
-	if before != (Process{}) && before != c.keeper {
+	if before != (Process{}) && before != c.hello.Keeper {
 		if err := c.spares.each(func(s Spare, names []string, files []*os.File) error {
 			body, err := json.Marshal(s)
 			if err != nil {
@@ -140,8 +148,33 @@ func (c *Client) restore(before Process) error {
 	return c.send(Message{Kind: KindRestored}, nil)
 }
 
-// Keeper returns the keeper's own process.
-func (c *Client) Keeper() Process { return c.keeper }
+// TakeCharge makes this connection the one in charge again, after another was; it is for a daemon that has to go on since
+// its successor failed. It is called when Relieved is closed.
+func (c *Client) TakeCharge() error {
+	c.held().reopen()
+	c.mu.Lock()
+	c.relieved = make(chan struct{})
+	c.mu.Unlock()
+	return c.restore(c.hello.Keeper)
+}
+
+// Relieved is closed when another daemon takes charge. From then on this connection is good for the calls that end what
+// was begun, and Exits gives the exits of execs that it asked for; those of containers are the other's to record. When the
+// connection is lost then, it is not this daemon's to call Redial. A keeper of protocol version 1 relieves nobody.
+func (c *Client) Relieved() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.relieved
+}
+
+// Keeper returns the keeper's own process. It stays the same when the keeper is replaced in place.
+func (c *Client) Keeper() Process { return c.hello.Keeper }
+
+// Protocol returns the version of the protocol that is used.
+func (c *Client) Protocol() int { return c.hello.Version }
+
+// Build returns the program version of the keeper that answered Dial; empty for one of protocol version 1.
+func (c *Client) Build() string { return c.hello.Build }
 
 // Done is closed when the connection is lost or closed.
 func (c *Client) Done() <-chan struct{} { return c.done }
@@ -247,6 +280,17 @@ func (c *Client) List(ctx context.Context) ([]State, error) {
 	var states []State
 	_, err := c.call(ctx, KindList, nil, nil, &states)
 	return states, err
+}
+
+// Replace has the keeper become the berth-keeper at binary: by execve, under the same pid, with all containers, connections
+// and sessions. launch is the berth-launch of the new one. It returns the new one's program version. What is asked and
+// written meanwhile waits. An error says that the keeper goes on as it was: of class ErrFailedPrecondition if binary is no
+// keeper that can take over from this one or speak with all who are connected, ErrUnavailable if the keeper does not come to
+// rest and may be asked again, ErrUnimplemented from a keeper of protocol version 1, which cannot be replaced in place.
+func (c *Client) Replace(ctx context.Context, binary, launch string) (build string, err error) {
+	var hello Hello
+	_, err = c.call(ctx, KindReplace, ReplaceRequest{Binary: binary, Launch: launch}, nil, &hello)
+	return hello.Build, err
 }
 
 // Shutdown ends the keeper. It refuses with class ErrFailedPrecondition while a container lives or is being made.
@@ -439,6 +483,15 @@ func (c *Client) dispatch(msg Message, files []*os.File) error {
 		c.spares.put(s, msg.Files, files)
 	case KindRestored:
 		c.spares.dropAged()
+	case KindRelieved:
+		c.spares.close() // they are the other daemon's to hold; an input that two hold open would not end
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		select {
+		case <-c.relieved:
+		default:
+			close(c.relieved)
+		}
 	default:
 		wire.CloseAll(files) // of a newer keeper; an event that is not known is not needed
 	}

@@ -23,6 +23,7 @@
 //	delete        Ref               -               -                   -
 //	checkpoint    CheckpointRequest -               -                   -
 //	list          -                 -               []State             -
+//	replace       ReplaceRequest    -               Hello               -
 //	shutdown      -                 -               -                   -
 //	cancel        - (its number is that of the request it ends; no answer of its own)
 //	ack           Ack               (no number, no answer)
@@ -33,10 +34,26 @@
 //	exit          Exit              -
 //	spare         Spare             by name
 //	restored      -                 -
+//	relieved      -                 -
 //
-// Exits come in the order of their numbers; after a hello, first all that were not acknowledged. Spares are duplicates
-// of the keeper's descriptors, which the daemon holds in case the keeper dies and hands to its successor with restore.
-// When the daemon has said restored, the keeper sends a spare for each living process and says restored in turn.
+// With restored a daemon takes charge. It gets the exits, in the order of their numbers, first all that were not
+// acknowledged. Spares are duplicates of the keeper's descriptors, which it holds in case the keeper dies and hands to the
+// successor with restore: upon restored the keeper sends a spare for each living process, and says restored in turn.
+//
+// One daemon is in charge, the last that said restored. The one before is relieved: its requests are still done, but it
+// gets no more than the exits of the execs that it asked for itself, until it goes; then these too are for the one in charge.
+//
+// A keeper that is replaced in place keeps its connections: what is sent meanwhile waits in the socket, and the answer to
+// replace comes from the new one.
+//
+// # Versions
+//
+// Each side says in its hello which versions it speaks, and the highest that both do is used for the connection. A side
+// that knows only version 1 sends and reads the version alone, and takes one answer for all. Without a common version the
+// connection ends before anything else was read. Who speaks version 2 speaks version 1.
+//
+//	1	all but what follows
+//	2	replace; one daemon in charge (relieved; exits to one daemon only); hello with a range
 //
 // An error does not say what was asked for, and of which container: the daemon knows.
 package keeper
@@ -44,13 +61,17 @@ package keeper
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
-// ProtocolVersion is refused by a keeper or a daemon of another one, before anything is done.
-const ProtocolVersion = 1
+// The versions of the protocol that this package speaks; the package comment has what they differ in.
+const (
+	OldestProtocol = 1
+	NewestProtocol = 2
+)
 
 // A Kind says what a Message is.
 type Kind string
@@ -69,6 +90,7 @@ const (
 	KindDelete     Kind = "delete"
 	KindCheckpoint Kind = "checkpoint"
 	KindList       Kind = "list"
+	KindReplace    Kind = "replace"
 	KindShutdown   Kind = "shutdown"
 	KindCancel     Kind = "cancel"
 	KindAck        Kind = "ack"
@@ -77,6 +99,7 @@ const (
 	KindAnswer     Kind = "answer"
 	KindExit       Kind = "exit"
 	KindSpare      Kind = "spare"
+	KindRelieved   Kind = "relieved"
 )
 
 // The names of descriptors in Message.Files.
@@ -103,11 +126,51 @@ type Message struct {
 	Files []string `json:"files,omitempty"`
 }
 
+// A Range is a set of versions that somebody speaks.
+type Range struct {
+	Oldest int `json:"oldest"`
+	Newest int `json:"newest"`
+}
+
+// Has reports whether v is in r.
+func (r Range) Has(v int) bool { return r.Oldest <= v && v <= r.Newest }
+
+func (r Range) String() string {
+	if r.Oldest == r.Newest {
+		return fmt.Sprintf("version %d", r.Newest)
+	}
+	return fmt.Sprintf("versions %d to %d", r.Oldest, r.Newest)
+}
+
+// Protocols are the versions that this package speaks.
+func Protocols() Range { return Range{OldestProtocol, NewestProtocol} }
+
 // Hello opens a connection, from both sides.
 type Hello struct {
+	// Version is the oldest one that a daemon speaks, since those of version 1 ask for exactly that; in the answer, the one
+	// that is used.
 	Version int `json:"version"`
-	// Keeper is the keeper's own process: another one than before means that the keeper was replaced.
+	// Speaks is what the sender speaks; one of version 1 says nothing.
+	Speaks *Range `json:"speaks,omitempty"`
+	// Keeper is the keeper's own process: another one than before means that a new keeper had to be started.
 	Keeper Process `json:"keeper,omitzero"`
+	// Build is the keeper's program version; empty with version 1.
+	Build string `json:"build,omitempty"`
+}
+
+// Range is what the sender of h speaks.
+func (h Hello) Range() Range {
+	if h.Speaks == nil {
+		return Range{h.Version, h.Version}
+	}
+	return *h.Speaks
+}
+
+// ReplaceRequest has the keeper become another program, in place.
+type ReplaceRequest struct {
+	// Binary is the absolute path of the new berth-keeper, Launch that of the berth-launch which the new one uses.
+	Binary string `json:"binary"`
+	Launch string `json:"launch"`
 }
 
 // A Ref names a container, or a process of it.

@@ -78,7 +78,14 @@ func (s *spares) close() {
 	for _, sp := range s.held {
 		wire.CloseAll(sp.files)
 	}
-	s.held = nil
+	s.held = make(map[Ref]spare)
+}
+
+// reopen makes s hold again after close.
+func (s *spares) reopen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = false
 }
 
 // namedFiles are the descriptors of a Message with their names.

@@ -98,11 +98,14 @@ func (c *container) awaitSpare(ctx context.Context) {
 	if !c.k.awaitRestored(ctx) {
 		return
 	}
+	c.k.work.enter()
+	defer c.k.work.leave()
 	c.mu.Lock()
 	lost := c.proc == nil
 	c.ending = lost
 	c.mu.Unlock()
 	if lost {
+		close(c.dead)
 		c.end(exitOf(keeper.Ref{ID: c.id}, 0, false, time.Now()))
 	}
 }
@@ -156,6 +159,8 @@ func (e *execution) awaitSpare(ctx context.Context) {
 	if !e.c.k.awaitRestored(ctx) {
 		return
 	}
+	e.c.k.work.enter()
+	defer e.c.k.work.leave()
 	e.c.mu.Lock()
 	lost := e.proc == nil
 	e.ended = lost

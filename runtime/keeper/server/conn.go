@@ -9,11 +9,13 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -30,6 +32,8 @@ const (
 type conn struct {
 	k  *Keeper
 	uc *net.UnixConn
+	// version of the protocol; 0 before the hello. The goroutine that reads sets it.
+	version int
 
 	writing sync.Mutex // one frame at a time
 
@@ -38,67 +42,112 @@ type conn struct {
 
 	sharing sync.Mutex // spares are looked up and sent in one step, so that the last that is sent is the newest
 	settled bool       // has said restored
+
+	left bool // exitLog.mu guards it
+}
+
+// connect makes uc a connection that the keeper knows. The caller calls serve.
+func (k *Keeper) connect(uc *net.UnixConn) *conn {
+	c := &conn{k: k, uc: uc, running: make(map[uint64]context.CancelFunc)}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.conns[c] = struct{}{}
+	return c
 }
 
 // serve does what a daemon asks, until the connection ends; what is under way is then cancelled.
-func (k *Keeper) serve(ctx context.Context, uc *net.UnixConn) {
+func (c *conn) serve(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { uc.Close() })()
-	defer uc.Close()
-	c := &conn{k: k, uc: uc, running: make(map[uint64]context.CancelFunc)}
-	if err := c.hello(); err != nil {
-		k.log.Warn("connection refused", "error", err)
-		return
-	}
-	k.mu.Lock()
-	k.conns[c] = struct{}{}
-	k.mu.Unlock()
+	defer context.AfterFunc(ctx, func() { c.uc.Close() })()
+	defer c.uc.Close()
 	defer func() {
-		k.mu.Lock()
-		delete(k.conns, c)
-		k.mu.Unlock()
+		c.k.mu.Lock()
+		delete(c.k.conns, c)
+		c.k.mu.Unlock()
+		c.k.exits.leave(c)
 	}()
-	go c.sendExits(ctx)
+	if c.version == 0 {
+		c.uc.SetReadDeadline(time.Now().Add(helloGrace))
+	} else {
+		go c.sendExits(ctx)
+	}
 	for {
-		var msg keeper.Message
-		files, err := wire.Read(uc, &msg)
-		if err == nil && len(files) != len(msg.Files) {
-			wire.CloseAll(files)
-			err = fmt.Errorf("%s has %d files for %d names", msg.Kind, len(files), len(msg.Files))
-		}
-		if err == nil {
-			err = c.dispatch(ctx, msg, files)
-		}
-		if err != nil {
+		if err := c.receive(ctx); err != nil {
 			if !errors.Is(err, io.EOF) && ctx.Err() == nil {
-				k.log.Warn("connection lost", "error", err)
+				c.k.log.Warn("connection lost", "error", err)
 			}
 			return
 		}
 	}
 }
 
-// hello settles the version before anything else is read.
-func (c *conn) hello() error {
-	c.uc.SetReadDeadline(time.Now().Add(helloGrace))
+// receive waits for one message and begins what it asks. From its first byte on it is work: a replacement leaves it in
+// the socket or waits for its answer.
+func (c *conn) receive(ctx context.Context) error {
+	if err := awaitReadable(c.uc); err != nil {
+		return err
+	}
+	c.k.work.enter()
+	defer c.k.work.leave()
 	var msg keeper.Message
 	files, err := wire.Read(c.uc, &msg)
-	wire.CloseAll(files)
 	if err != nil {
 		return err
 	}
+	if len(files) != len(msg.Files) {
+		wire.CloseAll(files)
+		return fmt.Errorf("%s has %d files for %d names", msg.Kind, len(files), len(msg.Files))
+	}
+	if c.version == 0 {
+		wire.CloseAll(files)
+		return c.hello(ctx, msg)
+	}
+	return c.dispatch(ctx, msg, files)
+}
+
+// awaitReadable waits until there is something to read, or the deadline or the end of the connection.
+func awaitReadable(from syscall.Conn) error {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		return err == nil && n > 0
+	})
+}
+
+// hello settles the version before anything else is read.
+func (c *conn) hello(ctx context.Context, msg keeper.Message) error {
 	c.uc.SetReadDeadline(time.Time{})
 	var hello keeper.Hello
 	if msg.Kind != keeper.KindHello || json.Unmarshal(msg.Body, &hello) != nil {
 		return fmt.Errorf("the first message is %q", msg.Kind)
 	}
-	if hello.Version != keeper.ProtocolVersion {
-		err := fmt.Errorf("the keeper speaks protocol version %d, not %d: %w", keeper.ProtocolVersion, hello.Version, errdefs.ErrFailedPrecondition)
+	ours, theirs := keeper.Protocols(), hello.Range()
+	version := min(ours.Newest, theirs.Newest)
+	if !ours.Has(version) || !theirs.Has(version) {
+		err := fmt.Errorf("the keeper speaks protocol %s, the daemon %s: %w", ours, theirs, errdefs.ErrFailedPrecondition)
 		c.answer(msg.Number, reply{}, err)
 		return err
 	}
-	return c.answer(msg.Number, reply{body: keeper.Hello{Version: keeper.ProtocolVersion, Keeper: c.k.self}}, nil)
+	c.version = version
+	if err := c.answer(msg.Number, reply{body: c.k.hello(version)}, nil); err != nil {
+		return err
+	}
+	go c.sendExits(ctx)
+	return nil
+}
+
+// hello is what the keeper says of itself to a daemon that it speaks this version with.
+func (k *Keeper) hello(version int) keeper.Hello {
+	if version == 1 {
+		return keeper.Hello{Version: version, Keeper: k.self}
+	}
+	ours := keeper.Protocols()
+	return keeper.Hello{Version: version, Speaks: &ours, Keeper: k.self, Build: k.build}
 }
 
 // dispatch begins a request, or does at once what is no request.
@@ -115,7 +164,7 @@ func (c *conn) dispatch(ctx context.Context, msg keeper.Message, files []*os.Fil
 		if err := json.Unmarshal(msg.Body, &ack); err != nil {
 			return err
 		}
-		c.k.ack(ack.Seq)
+		c.k.ack(ack.Seq, c)
 	case keeper.KindRestore:
 		var s keeper.Spare
 		if err := json.Unmarshal(msg.Body, &s); err != nil {
@@ -125,11 +174,23 @@ func (c *conn) dispatch(ctx context.Context, msg keeper.Message, files []*os.Fil
 		c.k.restore(s, byName(msg.Files, files))
 	case keeper.KindRestored:
 		c.k.restoredOnce.Do(func() { close(c.k.restored) })
-		go c.settle()
+		if before := c.k.exits.takeCharge(c); before != nil {
+			c.k.doWork(before.relieve)
+		}
+		c.k.doWork(c.settle)
 	default:
 		c.begin(ctx, msg, files)
 	}
 	return nil
+}
+
+// doWork does f in a goroutine of its own, for a caller who is inside the gate.
+func (k *Keeper) doWork(f func()) {
+	k.work.admit()
+	go func() {
+		defer k.work.leave()
+		f()
+	}()
 }
 
 // begin does a request in a goroutine of its own: a stuck one holds up nobody.
@@ -142,9 +203,9 @@ func (c *conn) begin(ctx context.Context, msg keeper.Message, files []*os.File) 
 	c.mu.Lock()
 	c.running[msg.Number] = cancel
 	c.mu.Unlock()
-	go func() {
+	c.k.doWork(func() {
 		defer cancel()
-		r, err := c.k.request(ctx, msg, byName(msg.Files, files))
+		r, err := c.k.request(ctx, c, msg, byName(msg.Files, files))
 		wire.CloseAll(files)
 		c.mu.Lock()
 		delete(c.running, msg.Number)
@@ -157,7 +218,7 @@ func (c *conn) begin(ctx context.Context, msg keeper.Message, files []*os.File) 
 		if r.then != nil {
 			r.then()
 		}
-	}()
+	})
 }
 
 // reply is the good answer to a request.
@@ -192,17 +253,16 @@ func (c *conn) send(msg keeper.Message, body any, named map[string]*os.File) err
 	return wire.Write(c.uc, msg, files...)
 }
 
-// sendExits sends every exit that was not acknowledged, then each new one.
+// sendExits sends every exit that is for this daemon and was not acknowledged, then each new one.
 func (c *conn) sendExits(ctx context.Context) {
-	var sent uint64
 	for {
-		exits, more := c.k.exits.after(sent)
-		for _, e := range exits {
-			if err := c.send(keeper.Message{Kind: keeper.KindExit}, e, nil); err != nil {
-				c.uc.Close() // half a frame may have gone
-				return
-			}
-			sent = e.Seq
+		more, err := c.sendExit()
+		if err != nil {
+			c.uc.Close() // half a frame may have gone
+			return
+		}
+		if more == nil {
+			continue
 		}
 		select {
 		case <-more:
@@ -210,6 +270,21 @@ func (c *conn) sendExits(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// sendExit sends one exit, or returns the channel to wait for.
+func (c *conn) sendExit() (<-chan struct{}, error) {
+	c.k.flow.enter()
+	defer c.k.flow.leave()
+	e, ok, more := c.k.exits.next(c)
+	if !ok {
+		return more, nil
+	}
+	if err := c.send(keeper.Message{Kind: keeper.KindExit}, e, nil); err != nil {
+		return nil, err
+	}
+	c.k.exits.sent(e.Seq, c)
+	return nil, nil
 }
 
 func byName(names []string, files []*os.File) map[string]*os.File {

@@ -116,14 +116,16 @@ func (c *container) watch(proc *process, gone <-chan struct{}) {
 		c.k.log.Error("wait for a container", "container", c.id, "pid", proc.Pid, "error", err)
 	}
 	at := time.Now()
+	close(c.dead) // at once: a start that waits for it is inside the gate
 	<-gone
-	status, known := proc.status(c.k.reaper)
+	status, known := c.k.ended(proc)
+	defer c.k.work.leave()
 	c.end(exitOf(keeper.Ref{ID: c.id}, status, known, at))
 }
 
-// end is the one way into the state exited: output on disk, record written, exit reported, in this order.
+// end is the one way into the state exited: output on disk, record written, exit reported, in this order. The caller has
+// closed dead, and is inside the gate.
 func (c *container) end(exit keeper.Exit) {
-	close(c.dead)
 	failpoint.Here(failpoint.KeeperExitSeen)
 	c.mu.Lock()
 	c.ending = true
@@ -138,7 +140,7 @@ func (c *container) end(exit keeper.Exit) {
 	}
 	failpoint.Here(failpoint.KeeperLogWritten)
 	c.viewers.end()
-	c.k.exits.add(exit, func(numbered keeper.Exit) {
+	c.k.exits.add(exit, nil, func(numbered keeper.Exit) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.rec.Exit = &numbered

@@ -121,7 +121,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		return nil, l, err
 	}
 	failpoint.Here(failpoint.KeeperCreated)
-	go l.release()
+	c.k.doWork(l.release)
 	return func() { c.watch(proc, l.gone) }, l, nil
 }
 
@@ -191,6 +191,8 @@ func (c *container) undo(l *launcher) {
 		c.k.log.Error("a launcher is stuck in the kernel", "container", c.id, "pid", l.proc.Pid)
 		go func() {
 			<-l.gone
+			c.k.work.enter()
+			defer c.k.work.leave()
 			c.clean()
 		}()
 	}
@@ -299,7 +301,7 @@ func (k *Keeper) job(ctx context.Context, job keeper.Job) error {
 		return err
 	}
 	wire.CloseAll([]*os.File{pidfd})
-	go l.release()
+	k.doWork(l.release)
 	return nil
 }
 

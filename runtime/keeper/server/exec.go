@@ -17,8 +17,9 @@ import (
 
 // execution is a process that Exec started, until its exit is acknowledged. c.mu of its container guards it.
 type execution struct {
-	c  *container
-	id string
+	c     *container
+	id    string
+	owner *conn // who asked for it; nil if a keeper before knew
 	// process is zero while it is made.
 	process keeper.Process
 	proc    *process // nil while it is made, or if it was gone when this keeper came
@@ -30,8 +31,8 @@ func (e *execution) made() bool { return e.process.Pid != 0 }
 
 // exec starts a process in c. stdio are stdin, stdout and stderr of the process, nil for /dev/null; they stay the
 // caller's. The caller calls watch when it has answered, and gets the master end of a terminal to close.
-func (c *container) exec(ctx context.Context, req keeper.ExecRequest, stdio [3]*os.File) (proc *process, console *os.File, watch func(), err error) {
-	e, err := c.reserveExec(req.ExecID)
+func (c *container) exec(ctx context.Context, from *conn, req keeper.ExecRequest, stdio [3]*os.File) (e *execution, console *os.File, watch func(), err error) {
+	e, err = c.reserveExec(req.ExecID)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -43,9 +44,10 @@ func (c *container) exec(ctx context.Context, req keeper.ExecRequest, stdio [3]*
 		return nil, nil, nil, err
 	}
 	failpoint.Here(failpoint.KeeperExecMade)
+	e.owner = from
 	e.become(proc)
-	go l.release()
-	return proc, console, func() { e.watch(proc, l.gone) }, nil
+	c.k.doWork(l.release)
+	return e, console, func() { e.watch(proc, l.gone) }, nil
 }
 
 func (c *container) reserveExec(id string) (*execution, error) {
@@ -140,14 +142,15 @@ func (e *execution) watch(proc *process, gone <-chan struct{}) {
 	}
 	at := time.Now()
 	<-gone
-	status, known := proc.status(e.c.k.reaper)
+	status, known := e.c.k.ended(proc)
+	defer e.c.k.work.leave()
 	e.end(exitOf(keeper.Ref{ID: e.c.id, ExecID: e.id}, status, known, at))
 }
 
 // end reports the exit. The record changes only for a container that is still there.
 func (e *execution) end(exit keeper.Exit) {
 	c := e.c
-	c.k.exits.add(exit, func(numbered keeper.Exit) {
+	c.k.exits.add(exit, e.owner, func(numbered keeper.Exit) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		e.exit = &numbered
@@ -165,8 +168,8 @@ func (e *execution) end(exit keeper.Exit) {
 }
 
 // ack notes that the daemon knows of an exit. An exec is then forgotten.
-func (k *Keeper) ack(seq uint64) {
-	exit, ok := k.exits.ack(seq)
+func (k *Keeper) ack(seq uint64, from *conn) {
+	exit, ok := k.exits.ack(seq, from)
 	if !ok {
 		return
 	}

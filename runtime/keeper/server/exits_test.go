@@ -11,8 +11,10 @@ func TestExitLog(t *testing.T) {
 	future := l.last + 1_000_000
 	l.adopt(keeper.Exit{ID: "b", Seq: future})
 	l.adopt(keeper.Exit{ID: "a", Seq: 7})
-	_, more := l.after(0)
-	l.add(keeper.Exit{ID: "c"}, func(e keeper.Exit) {
+	daemon := &conn{}
+	l.takeCharge(daemon)
+	_, _, more := l.next(&conn{})
+	l.add(keeper.Exit{ID: "c"}, nil, func(e keeper.Exit) {
 		if e.Seq <= future {
 			t.Errorf("the new exit has number %d, want more than %d, which a keeper before gave", e.Seq, future)
 		}
@@ -22,33 +24,103 @@ func TestExitLog(t *testing.T) {
 	default:
 		t.Error("who waits was not told")
 	}
-	l.add(keeper.Exit{ID: "c", ExecID: "e"}, func(keeper.Exit) {})
+	l.add(keeper.Exit{ID: "c", ExecID: "e"}, nil, func(keeper.Exit) {})
 
-	want := func(after uint64, ids ...string) {
+	// what to gets, in order, if none of it was sent
+	of := func(to *conn) (exits []keeper.Exit) {
+		for _, p := range l.pending {
+			if l.recipient(p) == to {
+				exits = append(exits, p.Exit)
+			}
+		}
+		return exits
+	}
+	want := func(ids ...string) {
 		t.Helper()
-		exits, _ := l.after(after)
+		exits := of(daemon)
 		if len(exits) != len(ids) {
-			t.Fatalf("after %d there are %+v, want %v", after, exits, ids)
+			t.Fatalf("there are %+v, want %v", exits, ids)
 		}
 		for i, e := range exits {
 			if e.ID != ids[i] {
-				t.Errorf("after %d there are %+v, want %v", after, exits, ids)
+				t.Errorf("there are %+v, want %v", exits, ids)
 			}
 		}
 	}
-	want(0, "a", "b", "c", "c")
-	want(7, "b", "c", "c")
-	if e, ok := l.ack(7); !ok || e.ID != "a" {
+	want("a", "b", "c", "c")
+	for _, id := range []string{"a", "b", "c", "c"} {
+		e, ok, _ := l.next(daemon)
+		if !ok || e.ID != id {
+			t.Fatalf("next is %+v, want that of %s", e, id)
+		}
+		l.sent(e.Seq, daemon)
+	}
+	if e, ok, _ := l.next(daemon); ok {
+		t.Errorf("%+v is sent twice", e)
+	}
+	if _, ok := l.ack(7, &conn{}); ok {
+		t.Error("somebody else has acknowledged it")
+	}
+	if e, ok := l.ack(7, daemon); !ok || e.ID != "a" {
 		t.Errorf("ack gives %+v, %v", e, ok)
 	}
-	if _, ok := l.ack(7); ok {
+	if _, ok := l.ack(7, daemon); ok {
 		t.Error("it was acknowledged twice")
 	}
-	want(0, "b", "c", "c")
+	want("b", "c", "c")
 	l.forget("c")
-	want(0, "b", "c")
-	if exits, _ := l.after(0); exits[1].ExecID != "e" {
+	want("b", "c")
+	if exits := of(daemon); exits[1].ExecID != "e" {
 		t.Errorf("after the deletion of the container there is %+v, want the exit of its exec", exits[1])
+	}
+}
+
+// Each exit has one reader: the daemon in charge, or the one before for an exec of its own, as long as it is there.
+func TestExitsHaveOneReader(t *testing.T) {
+	l := newExitLog()
+	older, newer := &conn{}, &conn{}
+	if before := l.takeCharge(older); before != nil {
+		t.Error("somebody is relieved by the first")
+	}
+	l.add(keeper.Exit{ID: "first"}, nil, func(keeper.Exit) {})
+	first, ok, _ := l.next(older)
+	if !ok {
+		t.Fatal("the one in charge does not get it")
+	}
+	l.sent(first.Seq, older)
+	if before := l.takeCharge(newer); before != older {
+		t.Error("the older one is not relieved")
+	}
+	// It may have been read by the older one and not be recorded.
+	if _, ok := l.ack(first.Seq, older); ok {
+		t.Error("the older one has acknowledged what is the newer one's")
+	}
+	if e, ok, _ := l.next(newer); !ok || e.ID != "first" {
+		t.Errorf("the newer one gets %+v", e)
+	}
+	l.sent(first.Seq, newer)
+
+	l.add(keeper.Exit{ID: "c", ExecID: "e1"}, older, func(keeper.Exit) {})
+	l.add(keeper.Exit{ID: "c", ExecID: "e2"}, older, func(keeper.Exit) {})
+	e1, ok, _ := l.next(older)
+	if !ok || e1.ExecID != "e1" {
+		t.Fatalf("the older one gets %+v", e1)
+	}
+	l.sent(e1.Seq, older)
+	if e, ok, _ := l.next(newer); ok {
+		t.Errorf("the newer one gets %+v", e)
+	}
+	if _, ok := l.ack(e1.Seq, older); !ok {
+		t.Error("the older one cannot acknowledge its own")
+	}
+	l.leave(older)
+	l.takeCharge(older) // is too late
+	if e, ok, _ := l.next(newer); !ok || e.ExecID != "e2" {
+		t.Errorf("after the older one has left the newer one gets %+v", e)
+	}
+	l.add(keeper.Exit{ID: "c", ExecID: "e3"}, older, func(keeper.Exit) {})
+	if exits := len(l.pending); exits != 3 || l.recipient(l.pending[2]) != newer {
+		t.Errorf("an exec of one that has left: %+v", l.pending)
 	}
 }
 

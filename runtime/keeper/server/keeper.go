@@ -27,10 +27,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -52,7 +54,9 @@ type Config struct {
 	Launch string
 	// Launchers wait at a time; 0 is DefaultLaunchers.
 	Launchers int
-	Log       *slog.Logger
+	// Build is the program's version, for the daemon to know.
+	Build string
+	Log   *slog.Logger
 	// Ready is called when the keeper listens; may be nil.
 	Ready func()
 }
@@ -68,11 +72,14 @@ const adoptGrace = 10 * time.Second
 // Keeper is the state of the running keeper.
 type Keeper struct {
 	runDir string
+	build  string
 	log    *slog.Logger
 	self   keeper.Process
 	reaper *reaper
 	pool   *pool
 	exits  *exitLog
+	// work and flow are what has to end before the keeper can be replaced.
+	work, flow gate
 
 	// stop ends the keeper; it is called when nothing lives any more.
 	stop context.CancelFunc
@@ -148,6 +155,7 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 	}
 	return &Keeper{
 		runDir:     cfg.RunDir,
+		build:      cfg.Build,
 		log:        cfg.Log,
 		self:       self,
 		reaper:     reaper,
@@ -213,7 +221,7 @@ func (k *Keeper) accept(ctx context.Context, l *net.UnixListener) error {
 			}
 			continue
 		}
-		go k.serve(ctx, uc)
+		go k.connect(uc).serve(ctx)
 	}
 }
 
@@ -225,6 +233,13 @@ func (k *Keeper) container(id string) (*container, error) {
 		return c, nil
 	}
 	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+}
+
+// all returns all containers, also those that are being made.
+func (k *Keeper) all() []*container {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Values(k.containers))
 }
 
 // busy says what keeps the keeper from ending; "" if nothing does, and then nothing new begins any more.

@@ -80,6 +80,19 @@ func (p *process) signal(sig int) error {
 	})
 }
 
+// ended returns how proc ended, after wait and when its launcher has gone, and has entered the gate of work: the status of a
+// child can be taken once. That of another's child may be long in coming, and can be asked for again.
+func (k *Keeper) ended(proc *process) (status unix.WaitStatus, known bool) {
+	if !proc.child {
+		status, known = proc.strangerStatus()
+	}
+	k.work.enter()
+	if proc.child {
+		status, known = proc.status(k.reaper)
+	}
+	return status, known
+}
+
 // status returns how the process ended, after wait and, for a child, after its launcher has gone. False if nobody knows.
 func (p *process) status(r *reaper) (unix.WaitStatus, bool) {
 	if p.child {

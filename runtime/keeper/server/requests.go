@@ -13,13 +13,13 @@ import (
 	"github.com/berth-node/berth/runtime/keeper"
 )
 
-// request does one request. The files stay the caller's.
-func (k *Keeper) request(ctx context.Context, msg keeper.Message, files map[string]*os.File) (reply, error) {
+// request does one request of from. The files stay the caller's.
+func (k *Keeper) request(ctx context.Context, from *conn, msg keeper.Message, files map[string]*os.File) (reply, error) {
 	switch msg.Kind {
 	case keeper.KindCreate:
-		return k.requestCreate(ctx, msg.Body)
+		return k.requestCreate(ctx, from, msg.Body)
 	case keeper.KindExec:
-		return k.requestExec(ctx, msg.Body, files)
+		return k.requestExec(ctx, from, msg.Body, files)
 	case keeper.KindStart:
 		return k.requestOf(msg.Body, func(c *container) error { return c.start(ctx) })
 	case keeper.KindSignal:
@@ -75,7 +75,7 @@ func decode(body json.RawMessage, req any) error {
 	return nil
 }
 
-func (k *Keeper) requestCreate(ctx context.Context, body json.RawMessage) (reply, error) {
+func (k *Keeper) requestCreate(ctx context.Context, from *conn, body json.RawMessage) (reply, error) {
 	var req keeper.CreateRequest
 	if err := decode(body, &req); err != nil {
 		return reply{}, err
@@ -84,10 +84,16 @@ func (k *Keeper) requestCreate(ctx context.Context, body json.RawMessage) (reply
 	if err != nil {
 		return reply{}, err
 	}
-	return reply{body: c.rec.Process, files: c.spare().files, then: func() { go watch() }}, nil
+	var spares map[string]*os.File
+	if k.exits.inCharge() == from {
+		spares = c.spare().files
+	} else {
+		k.share(c)
+	}
+	return reply{body: c.rec.Process, files: spares, then: func() { go watch() }}, nil
 }
 
-func (k *Keeper) requestExec(ctx context.Context, body json.RawMessage, files map[string]*os.File) (reply, error) {
+func (k *Keeper) requestExec(ctx context.Context, from *conn, body json.RawMessage, files map[string]*os.File) (reply, error) {
 	var req keeper.ExecRequest
 	if err := decode(body, &req); err != nil {
 		return reply{}, err
@@ -97,15 +103,15 @@ func (k *Keeper) requestExec(ctx context.Context, body json.RawMessage, files ma
 		return reply{}, err
 	}
 	stdio := [3]*os.File{files[keeper.FileStdin], files[keeper.FileStdout], files[keeper.FileStderr]}
-	proc, console, watch, err := c.exec(ctx, req, stdio)
+	e, console, watch, err := c.exec(ctx, from, req, stdio)
 	if err != nil {
 		return reply{}, err
 	}
-	back := k.duplicates(map[string]*os.File{keeper.FilePidfd: proc.pidfd})
+	back := k.shareExec(from, e)
 	if console != nil {
 		back[keeper.FileConsole] = console
 	}
-	return reply{body: proc.Process, files: back, then: func() { go watch() }}, nil
+	return reply{body: e.process, files: back, then: func() { go watch() }}, nil
 }
 
 func (k *Keeper) requestAttach(body json.RawMessage) (reply, error) {
@@ -118,7 +124,7 @@ func (k *Keeper) requestAttach(body json.RawMessage) (reply, error) {
 	return r, err
 }
 
-// requestCloseStdin also has every daemon let go of the spare end, or the workload would not see its end.
+// requestCloseStdin also has the daemon let go of the spare end, or the workload would not see its end.
 func (k *Keeper) requestCloseStdin(body json.RawMessage) (reply, error) {
 	return k.requestOf(body, func(c *container) error {
 		if err := c.closeStdin(); err != nil {
@@ -138,12 +144,7 @@ func (k *Keeper) requestDelete(ctx context.Context, body json.RawMessage) (reply
 }
 
 func (k *Keeper) list() []keeper.State {
-	k.mu.Lock()
-	all := make([]*container, 0, len(k.containers))
-	for _, c := range k.containers {
-		all = append(all, c)
-	}
-	k.mu.Unlock()
+	all := k.all()
 	states := make([]keeper.State, 0, len(all))
 	for _, c := range all {
 		if s, ok := c.state(); ok {

@@ -41,6 +41,17 @@ func (c *container) spares() []spare {
 	return all
 }
 
+// processes names all processes of the container that were made and whose exit was not acknowledged.
+func (c *container) processes() []keeper.Spare {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := []keeper.Spare{{Ref: keeper.Ref{ID: c.id}, Process: c.rec.Process}}
+	for _, e := range c.execs {
+		all = append(all, keeper.Spare{Ref: keeper.Ref{ID: c.id, ExecID: e.id}, Process: e.process})
+	}
+	return all
+}
+
 // spare is called with c.mu held.
 func (e *execution) spare() spare {
 	s := spare{about: keeper.Spare{Ref: keeper.Ref{ID: e.c.id, ExecID: e.id}, Process: e.process}}
@@ -48,6 +59,29 @@ func (e *execution) spare() spare {
 		s.files = e.c.k.duplicates(map[string]*os.File{keeper.FilePidfd: e.proc.pidfd})
 	}
 	return s
+}
+
+// shareExec gives the spare of a new exec to the daemon in charge. If that is from, it is returned, for the answer.
+func (k *Keeper) shareExec(from *conn, e *execution) map[string]*os.File {
+	e.c.mu.Lock()
+	s := e.spare()
+	e.c.mu.Unlock()
+	to := k.exits.inCharge()
+	switch {
+	case to == from:
+		return s.files
+	case to == nil:
+		closeNamed(s.files)
+	default:
+		to.sharing.Lock()
+		defer to.sharing.Unlock()
+		if to.settled {
+			to.sendSpare(s)
+		} else {
+			closeNamed(s.files) // it gets everything when it has handed over
+		}
+	}
+	return make(map[string]*os.File)
 }
 
 // duplicates makes second descriptors, or none at all if one of them fails: that costs something only if the keeper dies.
@@ -65,15 +99,9 @@ func (k *Keeper) duplicates(files map[string]*os.File) map[string]*os.File {
 	return dups
 }
 
-// share replaces what all connected daemons hold for c.
+// share replaces what the daemon in charge holds for c.
 func (k *Keeper) share(c *container) {
-	k.mu.Lock()
-	conns := make([]*conn, 0, len(k.conns))
-	for to := range k.conns {
-		conns = append(conns, to)
-	}
-	k.mu.Unlock()
-	for _, to := range conns {
+	if to := k.exits.inCharge(); to != nil {
 		to.share(c)
 	}
 }
@@ -87,19 +115,31 @@ func (c *conn) share(cont *container) {
 	}
 }
 
+// relieve takes back what a daemon holds that is no longer in charge: it must not keep a workload's input open.
+func (c *conn) relieve() {
+	c.sharing.Lock()
+	defer c.sharing.Unlock()
+	c.settled = false
+	if c.version > 1 {
+		if err := c.send(keeper.Message{Kind: keeper.KindRelieved}, nil, nil); err != nil {
+			c.uc.Close()
+		}
+		return
+	}
+	for _, cont := range c.k.all() {
+		for _, about := range cont.processes() {
+			c.sendSpare(spare{about: about})
+		}
+	}
+}
+
 // settle gives a daemon that has handed over what it had all that it is to hold now, and says that this is all. What is
 // made later comes with the answers.
 func (c *conn) settle() {
 	c.sharing.Lock()
 	defer c.sharing.Unlock()
 	c.settled = true
-	c.k.mu.Lock()
-	all := make([]*container, 0, len(c.k.containers))
-	for _, cont := range c.k.containers {
-		all = append(all, cont)
-	}
-	c.k.mu.Unlock()
-	for _, cont := range all {
+	for _, cont := range c.k.all() {
 		for _, s := range cont.spares() {
 			c.sendSpare(s)
 		}

@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/berth-node/berth/internal/errdefs"
-	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -297,30 +295,6 @@ func TestOneKeeper(t *testing.T) {
 	err := Run(n.ctx(), Config{RunDir: n.dir, Launch: n.launch, Log: slog.New(slog.DiscardHandler)})
 	if !errors.Is(err, ErrLocked) {
 		t.Errorf("a second keeper: %v", err)
-	}
-}
-
-func TestAnotherVersionIsRefused(t *testing.T) {
-	n := newNode(t)
-	nc, err := net.Dial("unix", filepath.Join(n.dir, keeper.SocketName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	conn := nc.(*net.UnixConn)
-	hello := keeper.Message{Kind: keeper.KindHello, Number: 1, Body: []byte(`{"version":99}`)}
-	if err := wire.Write(conn, hello); err != nil {
-		t.Fatal(err)
-	}
-	var answer keeper.Message
-	if _, err := wire.Read(conn, &answer); err != nil {
-		t.Fatal(err)
-	}
-	if err := answer.Error.Decode(); !errors.Is(err, errdefs.ErrFailedPrecondition) {
-		t.Errorf("the answer is %v", err)
-	}
-	if _, err := wire.Read(conn, &answer); !errors.Is(err, io.EOF) {
-		t.Errorf("after it: %v", err)
 	}
 }
 
