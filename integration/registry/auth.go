@@ -15,6 +15,8 @@ type Login struct {
 	User, Password string
 	// Bearer makes the host send its clients to a token service instead of taking the password itself.
 	Bearer bool
+
+	renewed int
 }
 
 // Require makes a host ask for a login. The zero Login ends that.
@@ -31,8 +33,17 @@ func (r *Registry) Require(host string, l Login) {
 // token is what the token service gives to those who know the password: a string that the registry can check without a
 // list of what it has given.
 func (l Login) token(host string) string {
-	sum := sha256.Sum256([]byte(host + "\x00" + l.User + "\x00" + l.Password))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d", host, l.User, l.Password, l.renewed))
 	return hex.EncodeToString(sum[:])
+}
+
+// RenewTokens makes all tokens of a host that were given so far worthless.
+func (r *Registry) RenewTokens(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.logins[host]
+	l.renewed++
+	r.logins[host] = l
 }
 
 // Token returns the bearer token with which a host's token service answers its login: what a client may also send as a

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -102,15 +101,18 @@ func (w *stallWatch) wait() (end func(progress bool)) {
 	}
 }
 
-// watchedBody is the body of a response that a stallWatch watches.
-type watchedBody struct {
-	io.ReadCloser
-	watch *stallWatch
-}
-
-func (b watchedBody) Read(p []byte) (int, error) {
-	end := b.watch.wait()
-	n, err := b.ReadCloser.Read(p)
-	end(n > 0)
-	return n, err
+// rest says that somebody who waits for the registry lets it rest for a while. The function that it returns ends that.
+func (w *stallWatch) rest() (end func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting--; w.waiting == 0 {
+		w.timer.Stop()
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.waiting++; w.waiting == 1 {
+			w.timer.Reset(w.limit)
+		}
+	}
 }

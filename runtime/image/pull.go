@@ -83,6 +83,10 @@ func (s *Store) pull(ctx context.Context, f *flight, n name, auth *Auth, match p
 	}
 	defer reg.close()
 	img, err := s.pullFrom(ctx, &f.progress, reg, match)
+	if err != nil && ctx.Err() == nil && mirrorMayBeAtFault(err) && reg.withoutMirrors() {
+		s.log.Warn("pull failed, trying without mirrors", "image", n.String(), "error", err)
+		img, err = s.pullFrom(ctx, &f.progress, reg, match)
+	}
 	if err == nil {
 		return img, nil
 	}
@@ -92,7 +96,7 @@ func (s *Store) pull(ctx context.Context, f *flight, n name, auth *Auth, match p
 			s.log.Warn("cannot delete the layers that pulls left behind, ignoring", "error", cerr)
 		}
 	}
-	return Image{}, explain(ctx, n, err)
+	return Image{}, explain(ctx, n, err, reg.manners.wish())
 }
 
 func (s *Store) pullFrom(ctx context.Context, p *progress, reg *registry, match platforms.MatchComparer) (Image, error) {

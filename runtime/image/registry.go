@@ -6,7 +6,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -26,13 +28,21 @@ type blobs func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, er
 // A registry serves the images of one repository to one pull. The hosts that stand for it, mirrors first, follow from
 // the configuration at the time of the pull.
 type registry struct {
-	name     name
-	resolver remotes.Resolver
-	watch    *stallWatch
-	log      *log.Entry
+	name        name
+	creds       credentials
+	hostsDirs   []string
+	watch       *stallWatch
+	readTimeout time.Duration // of one read in the middle of a blob
+	manners     *manners
+	log         *log.Entry
 
 	mu         sync.Mutex
 	transports []*http.Transport
+	resolver   remotes.Resolver
+	login      int  // counts the resolvers, each of which has the tokens that it fetched
+	proven     bool // the present one has got a blob
+	mirrors    bool // there are hosts before the last one
+	direct     bool // only the last one is asked any more
 }
 
 func (s *Store) newRegistry(n name, auth *Auth, watch *stallWatch) (*registry, error) {
@@ -40,28 +50,101 @@ func (s *Store) newRegistry(n name, auth *Auth, watch *stallWatch) (*registry, e
 	if err != nil {
 		return nil, err
 	}
-	r := &registry{name: n, watch: watch, log: bridge(s.log.With("image", n.String()))}
+	r := &registry{
+		name: n, creds: creds, hostsDirs: s.cfg.HostsDirs, watch: watch, readTimeout: s.cfg.ReadTimeout,
+		manners: &manners{base: s.cfg.RetryDelay, hosts: map[string]*hostManners{}},
+		log:     bridge(s.log.With("image", n.String())),
+	}
+	r.resolver = r.newResolver()
+	return r, nil
+}
+
+// newResolver returns a resolver with connections and tokens of its own.
+func (r *registry) newResolver() remotes.Resolver {
 	configured := config.ConfigureHosts(r.context(context.Background()), config.HostOptions{
-		HostDir:      hostDirs(s.cfg.HostsDirs),
-		Credentials:  creds.forHost,
+		HostDir:      hostDirs(r.hostsDirs),
+		Credentials:  r.creds.forHost,
 		UpdateClient: r.adoptClient,
 	})
-	var once sync.Once
-	var hosts []docker.RegistryHost
-	var hostsErr error
-	r.resolver = docker.NewResolver(docker.ResolverOptions{
-		Headers: http.Header{"User-Agent": {"berth"}},
-		// One set of hosts for the whole pull: it has the connections, and the tokens that were fetched.
-		Hosts: func(host string) ([]docker.RegistryHost, error) {
-			once.Do(func() {
-				if hosts, hostsErr = configured(host); hostsErr == nil {
-					creds.apply(hosts)
-				}
-			})
-			return hosts, hostsErr
-		},
+	// One set of hosts for the whole pull: it has the connections, and the tokens that were fetched.
+	hosts := sync.OnceValues(func() ([]docker.RegistryHost, error) {
+		hosts, err := configured(r.name.host)
+		if err == nil {
+			r.creds.apply(hosts)
+			hosts = r.choose(hosts)
+		}
+		return hosts, err
 	})
-	return r, nil
+	return docker.NewResolver(docker.ResolverOptions{
+		Headers: http.Header{"User-Agent": {"berth"}},
+		Hosts:   func(string) ([]docker.RegistryHost, error) { return hosts() },
+	})
+}
+
+// choose returns the hosts to ask, and notes which is the last resort.
+func (r *registry) choose(hosts []docker.RegistryHost) []docker.RegistryHost {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(hosts) == 0 {
+		return nil
+	}
+	last := hosts[len(hosts)-1]
+	r.manners.lastResort(last.Host)
+	r.mirrors = slices.ContainsFunc(hosts, func(h docker.RegistryHost) bool { return h.Host != last.Host })
+	if r.direct {
+		hosts = []docker.RegistryHost{last}
+	}
+	return hosts
+}
+
+// withoutMirrors makes the pull go on with the last host alone, and reports whether that is a change. It is for mirrors
+// that answer, but with what is of no use.
+func (r *registry) withoutMirrors() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.mirrors || r.direct {
+		return false
+	}
+	r.direct = true
+	r.begin()
+	return true
+}
+
+// loginAgain forgets all tokens, if the login is still the present one, and reports whether a request that was refused is
+// to be sent again. A login that has never got anything is not repeated.
+func (r *registry) loginAgain(login int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if login != r.login {
+		return true // it was repeated meanwhile
+	}
+	if !r.proven {
+		return false
+	}
+	r.begin()
+	return true
+}
+
+// begin takes a new resolver; r.mu is held.
+func (r *registry) begin() {
+	r.resolver, r.proven = r.newResolver(), false
+	r.login++
+}
+
+// proved notes that a login got something.
+func (r *registry) proved(login int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.proven = r.proven || login == r.login
+}
+
+// fetcher returns what fetches blobs, and the login that it has.
+func (r *registry) fetcher(ctx context.Context) (remotes.Fetcher, int, error) {
+	r.mu.Lock()
+	resolver, login := r.resolver, r.login
+	r.mu.Unlock()
+	f, err := resolver.Fetcher(ctx, r.name.String())
+	return f, login, err
 }
 
 // hostDirs looks a host up in several folders.
@@ -77,13 +160,14 @@ func hostDirs(roots []string) func(string) (string, error) {
 	}
 }
 
-// adoptClient remembers the transport of a client, to close its connections in the end.
+// adoptClient makes a client polite, and remembers its transport, to close its connections in the end.
 func (r *registry) adoptClient(c *http.Client) error {
 	if t, ok := c.Transport.(*http.Transport); ok {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		t.MaxIdleConnsPerHost = 8 // layers come side by side
 		r.transports = append(r.transports, t)
+		c.Transport = polite{base: t, manners: r.manners, watch: r.watch}
 	}
 	return nil
 }
@@ -101,7 +185,10 @@ func (r *registry) close() {
 func (r *registry) resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	end := r.watch.wait()
 	defer func() { end(true) }()
-	_, desc, err := r.resolver.Resolve(r.context(ctx), r.name.String())
+	r.mu.Lock()
+	resolver := r.resolver
+	r.mu.Unlock()
+	_, desc, err := resolver.Resolve(r.context(ctx), r.name.String())
 	if err != nil {
 		return desc, err
 	}
@@ -120,19 +207,11 @@ const mediaTypeSchema1Unsigned = "application/vnd.docker.distribution.manifest.v
 var errSchema1 = fmt.Errorf("the image has a manifest of docker's schema 1, which no current tool writes; push it again: %w",
 	errdefs.ErrUnimplemented)
 
-// open is the blobs of the registry.
+// open is the blobs of the registry. Nothing is sent before the first Read.
 func (r *registry) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	f, err := r.resolver.Fetcher(ctx, r.name.String())
-	if err != nil {
-		return nil, err
-	}
 	// Addresses that an image names itself could lead to any machine that the node can reach.
 	desc.URLs = nil
-	rc, err := f.Fetch(r.context(ctx), desc)
-	if err != nil {
-		return nil, err
-	}
-	return watchedBody{rc, r.watch}, nil
+	return &blobReader{reg: r, ctx: ctx, desc: desc}, nil
 }
 
 // context returns ctx with a logger that hands what containerd's packages have to say to ours.

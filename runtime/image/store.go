@@ -46,6 +46,14 @@ type Config struct {
 	MaxLayerBytes int64
 	// ProgressTimeout ends a pull whose registry sent no byte for so long. 0 is 5 minutes.
 	ProgressTimeout time.Duration
+	// ReadTimeout ends a connection over which, in the middle of a blob, nothing has come for so long. The blob goes on
+	// over another one. 0 is a tenth of ProgressTimeout.
+	ReadTimeout time.Duration
+	// RetryDelay is the first pause before a registry that is busy or broken is asked again; those after it are longer.
+	// 0 is half a second.
+	RetryDelay time.Duration
+	// YieldAfter is how long a layer that waits for its registry keeps others from their turn. 0 is 2 seconds.
+	YieldAfter time.Duration
 	// LeftoverGrace is how long a finished layer of an interrupted pull waits for the next try. 0 is one hour.
 	LeftoverGrace time.Duration
 	// Pinned are references of images that nobody may collect, as the user writes them.
@@ -64,6 +72,15 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ProgressTimeout == 0 {
 		c.ProgressTimeout = 5 * time.Minute
+	}
+	if c.ReadTimeout == 0 {
+		c.ReadTimeout = c.ProgressTimeout / 10
+	}
+	if c.RetryDelay == 0 {
+		c.RetryDelay = 500 * time.Millisecond
+	}
+	if c.YieldAfter == 0 {
+		c.YieldAfter = 2 * time.Second
 	}
 	if c.LeftoverGrace == 0 {
 		c.LeftoverGrace = time.Hour
@@ -99,6 +116,7 @@ type Store struct {
 	layering keyedLocks[digest.Digest]
 	slots    *semaphore.Weighted
 	budget   *semaphore.Weighted
+	waiting  atomic.Int32 // layers that wait for slot or budget
 	spooled  atomic.Int64 // bytes of archives that are being loaded
 }
 
