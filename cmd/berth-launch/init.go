@@ -6,11 +6,14 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor joins and makes the namespaces, before Go runs
+
+	"github.com/berth-node/berth/runtime/launch/filter"
 )
 
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// Init runs on one processor and on this thread alone (it sets both itself) and never returns.
+		filter.Receive()
 		libcontainer.Init()
 	}
 	// libcontainer's Start has a thread enter the container's mount namespace and never brings it back. It must not be

@@ -15,7 +15,7 @@ var Rules = []Rule{
 		"flags and wiring; what a command does is done below"},
 	{"cmd/berth-keeper", []string{"runtime/keeper/...", "internal/..."},
 		"the keeper can be read in an afternoon and outlives every daemon"},
-	{"cmd/berth-launch", []string{"runtime/launch", "runtime/keeper", "internal/..."},
+	{"cmd/berth-launch", []string{"runtime/launch/...", "runtime/keeper", "internal/..."},
 		"every start and every exec pays for the package init of what is linked here"},
 
 	{"cri", []string{"runtime", "runtime/...", "cgroups", "internal/..."},
@@ -27,7 +27,8 @@ var Rules = []Rule{
 	{"runtime/keeper", []string{"internal/..."}, "the protocol, which both ends link"},
 	{"runtime/keeper/server", []string{"runtime/keeper", "runtime/crilog", "internal/..."},
 		"it writes the containers' logs; no libcontainer, gRPC, Kubernetes, image or network code"},
-	{"runtime/launch", []string{"runtime/keeper", "internal/..."}, "it takes its jobs in the keeper's words"},
+	{"runtime/launch", []string{"runtime/launch/filter", "runtime/keeper", "internal/..."}, "it takes its jobs in the keeper's words"},
+	{"runtime/launch/filter", []string{"internal/..."}, "init pays for its package init too"},
 	{"runtime/crilog", []string{"internal/..."}, "linked by the keeper"},
 	{"runtime/image", []string{"runtime/image/layer", "internal/..."}, "images know nothing of containers"},
 	{"runtime/image/layer", []string{"internal/..."}, "layers know nothing of images' names"},
@@ -54,7 +55,7 @@ type Ban struct {
 
 // Bans are all bans.
 var Bans = []Ban{
-	{"github.com/opencontainers/runc", []string{"runtime/launch", "cmd/berth-launch"},
+	{"github.com/opencontainers/runc", []string{"runtime/launch/...", "cmd/berth-launch"},
 		"libcontainer re-executes the binary that links it, can stick and can panic: one process per job confines that"},
 	{"google.golang.org/grpc", []string{"cri", "cmd/berth", "integration/..."},
 		"gRPC and its codes live in cri; below it errors have classes"},

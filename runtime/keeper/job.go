@@ -43,6 +43,8 @@ type Job struct {
 	Terminal bool `json:"terminal,omitempty"`
 	// Process is the OCI process to start (exec).
 	Process json.RawMessage `json:"process,omitempty"`
+	// Filters is the folder in which launchers keep compiled seccomp filters (create, exec). Empty: they keep none.
+	Filters string `json:"filters,omitempty"`
 	// SubCgroups places the process of an exec below the container's cgroup: by controller name on cgroup v1, under ""
 	// on v2. The folders exist already.
 	SubCgroups map[string]string `json:"subCgroups,omitempty"`

@@ -22,6 +22,8 @@ const (
 	ContainersDir = "containers"
 	// LibcontainerDir is libcontainer's root: one state folder per container, named by its ID.
 	LibcontainerDir = "libcontainer"
+	// FiltersDir holds compiled seccomp filters. The launchers make it and what is in it.
+	FiltersDir = "seccomp"
 )
 
 // A CreateRequest asks for a container. The folder containers/ID in the run dir exists already.

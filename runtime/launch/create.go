@@ -35,6 +35,7 @@ func create(job *keeper.Job, files []*os.File) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer handFilter(lp, job, config.Seccomp)()
 	if err := container.Start(lp); err != nil {
 		err = startError(err, lp.Args)
 		return nil, errors.Join(err, container.Destroy())

@@ -32,6 +32,8 @@ func execute(job *keeper.Job, files []*os.File) (*process, error) {
 	if err := wantStatus(container, libcontainer.Running, libcontainer.Created); err != nil {
 		return nil, err
 	}
+	config := container.Config()
+	defer handFilter(lp, job, config.Seccomp)()
 	if err := container.Start(lp); err != nil {
 		err = startError(err, lp.Args)
 		// The init may have ended since it was looked at; then that is the reason, whatever Start stumbled over.

@@ -93,6 +93,7 @@ type node struct {
 	t        testing.TB
 	launcher string
 	state    string
+	filters  string // folder of compiled seccomp filters
 	cgroups  string // parent of the containers' cgroups, in all hierarchies
 }
 
@@ -109,6 +110,7 @@ func newNode(t testing.TB) *node {
 		t:        t,
 		launcher: path,
 		state:    filepath.Join(t.TempDir(), "state"),
+		filters:  filepath.Join(t.TempDir(), "seccomp"),
 		cgroups:  fmt.Sprintf("/berth-launch-test-%d", os.Getpid()),
 	}
 	t.Cleanup(func() {
@@ -273,7 +275,7 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 }
 
 func (c *container) job(kind keeper.JobKind) keeper.Job {
-	return keeper.Job{Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle}
+	return keeper.Job{Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle, Filters: c.filters}
 }
 
 // streams returns the descriptors for a job, and sets stdin and out to their other ends. Stdout and stderr are one.
@@ -459,4 +461,13 @@ func closeEach(files []*os.File) {
 	for _, f := range slices.Compact(slices.Clone(files)) {
 		f.Close()
 	}
+}
+
+func mustJSON(t testing.TB, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

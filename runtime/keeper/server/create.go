@@ -99,6 +99,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		Bundle:        req.Bundle,
 		SystemdCgroup: req.SystemdCgroup,
 		Terminal:      req.Terminal,
+		Filters:       filepath.Join(c.k.runDir, keeper.FiltersDir),
 	}, theirs...)
 	if err != nil {
 		return nil, l, err

@@ -103,6 +103,7 @@ func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio
 		Terminal:      req.Terminal,
 		Process:       req.Process,
 		SubCgroups:    req.SubCgroups,
+		Filters:       filepath.Join(c.k.runDir, keeper.FiltersDir),
 	}, files...)
 	if err != nil {
 		return nil, nil, nil, err
