@@ -117,6 +117,13 @@ out/v2: build tools images
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/kubelet.test ./integration/kubelet
 	cp integration/v2/run.sh $@/run.sh
 
+# Beside which runtimes, and how they are given: integration/bench. BENCHFLAGS='-cases start,density -n 20 -json FILE'
+BENCHFLAGS ?=
+.PHONY: bench
+bench: build cni-plugins deps ## Measure speed and size, beside the runtimes of $BENCH_PEERS (as root; on a machine that does nothing else)
+	CGO_ENABLED=0 $(GOBUILD) -o bin/bench ./integration/bench
+	bin/bench $(BENCHFLAGS)
+
 .PHONY: test-kubelet
 test-kubelet: build kubelet images ## Run an upstream kubelet against a node (as root; compiles it, which takes minutes)
 	$(GO) test -tags integration -count=1 -timeout 30m -v $(TESTFLAGS) $(if $(RUN),-run '$(RUN)') ./integration/kubelet
