@@ -29,7 +29,7 @@ func needRoot(t *testing.T) {
 	}
 }
 
-func openStore(t *testing.T) *Store {
+func openStore(t testing.TB) *Store {
 	t.Helper()
 	s, err := Open(t.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -50,7 +50,7 @@ type entry struct {
 	modified int64  // Unix time; 0 is 1000
 }
 
-func archiveOf(t *testing.T, entries []entry) []byte {
+func archiveOf(t testing.TB, entries []entry) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -222,7 +222,7 @@ func wantEmptyIngest(t *testing.T, s *Store) {
 	}
 }
 
-func gzipped(t *testing.T, b []byte) []byte {
+func gzipped(t testing.TB, b []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)

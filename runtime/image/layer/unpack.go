@@ -144,11 +144,7 @@ func (in *ingest) applyAlone(ctx context.Context) (*applier, error) {
 		return nil, err
 	}
 	a := newApplier(in.tree(), in.req.Below == nil, in.count)
-	return a, in.read(ctx, func(r io.Reader) error {
-		_, err := archive.Apply(ctx, in.tree(), r,
-			archive.WithFilter(a.filter), archive.WithConvertWhiteout(a.whiteout))
-		return err
-	})
+	return a, in.read(ctx, func(r io.Reader) error { return a.extract(ctx, r) })
 }
 
 // applyOnTop unpacks the archive into an overlay mount of the layers below, whose upper directory becomes the layer.
@@ -188,7 +184,10 @@ func (in *ingest) read(ctx context.Context, apply func(io.Reader) error) (err er
 	}
 	defer plain.Close()
 	verified := &verifier{r: plain, digester: in.req.DiffID.Algorithm().Digester(), max: in.req.MaxBytes}
-	if err := writeRecipe(in.path(recipeName), verified, apply); err != nil {
+	ahead := newReadAhead(verified)
+	err = writeRecipe(in.path(recipeName), ahead, apply)
+	ahead.Close()
+	if err != nil {
 		return err
 	}
 	// What follows the archive belongs to the compressed digest.
