@@ -28,17 +28,23 @@ const (
 
 // Upper bounds of what plugins may take for one call, beside the caller's deadline.
 const (
-	addLimit   = 2 * time.Minute
-	delLimit   = time.Minute
-	checkLimit = 30 * time.Second
+	addLimit = 2 * time.Minute
+	delLimit = 2 * time.Minute
+	// pluginDelLimit bounds the DEL of one plugin of a network: the others have to free what is theirs.
+	pluginDelLimit = 20 * time.Second
+	checkLimit     = 30 * time.Second
 	// pluginStatusAge is how long the answer of the plugins to STATUS holds: the kubelet asks every few seconds, and the
 	// plugins are programs.
 	pluginStatusAge = 10 * time.Second
 )
 
 // pluginsAtOnce bounds the attachments under way: plugins take locks of their own (RTNL, xtables, host-local's files) and
-// more of them at once would wait there, each with a process.
-const pluginsAtOnce = 4
+// more of them at once would wait there, each with a process. One that takes longer than turnLimit waits for something
+// else, and keeps no other from its turn.
+const (
+	pluginsAtOnce = 4
+	turnLimit     = 5 * time.Second
+)
 
 // CNIConfig says where CNI configuration and plugins are. Only CacheDir is required.
 type CNIConfig struct {
@@ -151,10 +157,11 @@ func (c *CNI) Attach(ctx context.Context, req Request) (Result, error) {
 		c.log.Warn("the CNI network maps no host ports, ignoring those of the pod", "network", conf.Name,
 			"pod", req.Namespace+"/"+req.Name)
 	}
-	if err := c.acquire(ctx); err != nil {
+	release, err := c.acquire(ctx)
+	if err != nil {
 		return Result{}, fmt.Errorf("attach sandbox %s: %w", req.SandboxID, err)
 	}
-	defer c.release()
+	defer release()
 	if err := c.records.create(attachment{Request: req, Network: saveNetwork(conf)}); err != nil {
 		return Result{}, err
 	}
@@ -180,7 +187,8 @@ func (c *CNI) add(ctx context.Context, conf *libcni.NetworkConfigList, rt *libcn
 	return resultOf(res)
 }
 
-// del runs DEL of the network's plugins and, when they are done, drops the record of the attachment.
+// del runs DEL of the network's plugins and, when they are done, drops the record of the attachment. One that fails keeps
+// none of the others from freeing what is theirs; a repeated del asks all of them again, as the specification allows.
 func (c *CNI) del(ctx context.Context, sandboxID string, conf *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 	ctx, cancel := context.WithTimeout(ctx, delLimit)
 	defer cancel()
@@ -190,7 +198,9 @@ func (c *CNI) del(ctx context.Context, sandboxID string, conf *libcni.NetworkCon
 		gone.NetNS = ""
 		rt = &gone
 	}
-	if err := c.lib.DelNetworkList(ctx, conf, rt); err != nil {
+	each := &eachPlugin{pluginExec: &pluginExec{}, left: len(conf.Plugins)}
+	lib := libcni.NewCNIConfigWithCacheDir(c.cfg.BinDirs, c.cfg.CacheDir, each)
+	if err := lib.DelNetworkList(ctx, conf, rt); err != nil {
 		return fmt.Errorf("CNI DEL of network %s: %w", conf.Name, err)
 	}
 	failpoint.Here(failpoint.CNIDeleted)
@@ -226,10 +236,11 @@ func (c *CNI) detach(ctx context.Context, a attachment) error {
 	if err != nil {
 		return err
 	}
-	if err := c.acquire(ctx); err != nil {
+	release, err := c.acquire(ctx)
+	if err != nil {
 		return err
 	}
-	defer c.release()
+	defer release()
 	return c.del(ctx, a.Request.SandboxID, conf, rt)
 }
 
@@ -357,17 +368,17 @@ func (c *CNI) Close() error {
 	return c.watch.close()
 }
 
-// acquire waits for one of the places at the plugins; release gives it back.
-func (c *CNI) acquire(ctx context.Context) error {
+// acquire waits for one of the places at the plugins. The caller calls release in the end.
+func (c *CNI) acquire(ctx context.Context) (release func(), err error) {
 	select {
 	case c.slots <- struct{}{}:
-		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for CNI plugins at work: %w", ctx.Err())
+		return nil, fmt.Errorf("wait for CNI plugins at work: %w", ctx.Err())
 	}
+	once := sync.OnceFunc(func() { <-c.slots })
+	timer := time.AfterFunc(turnLimit, once)
+	return func() { timer.Stop(); once() }, nil
 }
-
-func (c *CNI) release() { <-c.slots }
 
 // hasCapability says whether a plugin of the network takes the runtime configuration of that name.
 func hasCapability(conf *libcni.NetworkConfigList, name string) bool {

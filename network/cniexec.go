@@ -63,14 +63,56 @@ func (e *pluginExec) exec(ctx context.Context, path string, stdin []byte, env []
 	if err == nil && stdout.cut {
 		err = fmt.Errorf("output exceeds %d bytes", maxPluginOutput)
 	}
-	if err == nil || errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
-		// A process left behind that holds the output open is odd, but the plugin has said what it had to say.
-		return stdout.buf.Bytes(), nil
+	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
+		err = nil // a process left behind that holds the output open is odd, but the plugin has said what it had to say
+	}
+	out := bytes.TrimSpace(stdout.buf.Bytes())
+	if err == nil && len(out) > 0 && !json.Valid(out) {
+		const shown = 100
+		err = fmt.Errorf("its output is no JSON: %q", out[:min(len(out), shown)])
+	}
+	if err == nil {
+		return out, nil
 	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("plugin was killed: %w", ctx.Err())
 	}
 	return nil, pluginError(filepath.Base(path), err, stdout.buf.Bytes(), stderr.buf.Bytes())
+}
+
+// eachPlugin runs the plugins of one DEL, and holds back what goes wrong until the last of them has run: libcni itself ends
+// with the first that fails, and the plugins before it in the network keep addresses and ports.
+type eachPlugin struct {
+	*pluginExec
+	left int // plugins to come
+	errs []error
+}
+
+// FindInPath finds a plugin's program. One that is not there fails when it is run.
+func (e *eachPlugin) FindInPath(plugin string, paths []string) (string, error) {
+	path, err := e.pluginExec.FindInPath(plugin, paths)
+	if err != nil {
+		e.errs = append(e.errs, fmt.Errorf("plugin %s: %w", plugin, err))
+		return "", nil
+	}
+	return path, nil
+}
+
+// ExecPlugin runs the plugin at path, if there is one.
+func (e *eachPlugin) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+	var out []byte
+	if path != "" {
+		ctx, cancel := context.WithTimeout(ctx, pluginDelLimit)
+		defer cancel()
+		var err error
+		if out, err = e.pluginExec.ExecPlugin(ctx, path, stdin, env); err != nil {
+			e.errs = append(e.errs, err)
+		}
+	}
+	if e.left--; e.left > 0 {
+		return out, nil
+	}
+	return out, errors.Join(e.errs...)
 }
 
 // pluginError joins all that is known of a failure: the error object that the plugin printed, the exit status where there

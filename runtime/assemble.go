@@ -272,17 +272,18 @@ func (r *Runtime) teardown(ctx context.Context, sb *sandbox) error {
 	id := sb.record.ID
 	failed := r.removePause(ctx, sb)
 	a := sb.factsNow().Anchors
+	paths := r.namespacePaths(sb)
 	if a.NetNS != "" {
 		began := time.Now()
 		err := r.cfg.Network.Detach(ctx, networkRequest(sb))
 		r.cfg.Metrics.NetworkDetached(time.Since(began), err)
 		if err != nil {
-			// The namespace stays: plugins need it to give back what they took.
-			return errors.Join(failed, fmt.Errorf("network: %w", err))
+			failed = errors.Join(failed, fmt.Errorf("network: %w", err))
+			paths.Net = "" // it stays: plugins need it to give back what they took
 		}
 	}
 	failpoint.Here(failpoint.SandboxDetached)
-	failed = errors.Join(failed, sandboxns.Remove(ctx, r.namespacePaths(sb)))
+	failed = errors.Join(failed, sandboxns.Remove(ctx, paths))
 	failpoint.Here(failpoint.SandboxUnpinned)
 	failed = errors.Join(failed, unmount(r.paths.shm(id)))
 	if failed == nil {
