@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -28,7 +29,16 @@ func main() {
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
 	logFile := flag.String("log-file", "", "log to this file, which is bounded, instead of stderr")
 	ready := flag.Bool("ready", false, fmt.Sprintf("write a byte to descriptor %d when the socket listens", keeper.ReadyFD))
+	flag.IntVar(&cfg.TakeOver, server.TakeOverFlag, 0, "descriptor with the state of the keeper that this one replaces in place; for the keeper itself")
+	describe := flag.Bool(server.DescribeFlag, false, "print version and protocols of this program as JSON, and end")
 	flag.Parse()
+	if *describe {
+		if err := json.NewEncoder(os.Stdout).Encode(server.Describe(version)); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	cfg.Args = []string{"--log-level", level.String(), "--log-file", *logFile}
 	if err := run(cfg, level, *logFile, *ready); err != nil {
 		fmt.Fprintln(os.Stderr, "berth-keeper:", err)
 		os.Exit(1)

@@ -212,6 +212,31 @@ func (w *Writer) Close(now time.Time) error {
 	return err
 }
 
+// A Handover is what a Writer has in hand besides its file.
+type Handover struct {
+	// Partial are the beginnings of lines, by stream.
+	Partial [2][]byte `json:"partial"`
+	Written uint64    `json:"written"`
+	Dropped uint64    `json:"dropped"`
+}
+
+// HandOver returns what another program needs to go on with the log by Resume: what is in hand, and the file, which stays
+// w's; nil if there is none. Nobody may write until then.
+func (w *Writer) HandOver() (Handover, *os.File) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Handover{w.partial, w.written, w.dropped}, w.file
+}
+
+// Resume goes on where another Writer with the same path and maxLine has handed over. It takes over file, which may have
+// been renamed since it was opened, and is nil if there was none.
+func Resume(path string, maxLine int, file *os.File, h Handover) *Writer {
+	if maxLine <= 0 {
+		maxLine = DefaultMaxLine
+	}
+	return &Writer{path: path, maxLine: maxLine, file: file, partial: h.Partial, written: h.Written, dropped: h.Dropped}
+}
+
 // Counts returns how many bytes were written, and dropped because they could not be, both with the heads of records.
 func (w *Writer) Counts() (written, dropped uint64) {
 	w.mu.Lock()

@@ -129,6 +129,37 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// A log that is handed over in the middle of lines, and of a rotation, goes on as if nothing had been.
+func TestHandOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	w := open(t, path, 4)
+	w.Write(Stdout, at, []byte("one\nha"))
+	w.Write(Stderr, at, []byte("abcdef"))
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	held, file := w.HandOver()
+	next := Resume(path, 4, file, held)
+	next.Write(Stdout, at, []byte("lf\n"))
+	next.Write(Stderr, at, []byte("g\n"))
+	if err := next.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	next.Write(Stdout, at, []byte("two\n"))
+	if err := next.Close(at); err != nil {
+		t.Fatal(err)
+	}
+	before := stamp + " stdout F one\n" + stamp + " stderr P abcd\n" + stamp + " stdout F half\n" + stamp + " stderr F efg\n"
+	wantFile(t, path+".1", before)
+	wantFile(t, path, stamp+" stdout F two\n")
+	if written, _ := next.Counts(); written != uint64(len(before)+len(stamp+" stdout F two\n")) {
+		t.Errorf("%d bytes written in all", written)
+	}
+	if err := Resume("", 0, nil, Handover{}).Close(at); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFullDiskDropsAndCounts(t *testing.T) {
 	w := open(t, "/dev/full", 0)
 	w.Write(Stdout, at, []byte("lost\n"))

@@ -193,7 +193,7 @@ func (k *Keeper) restore(s keeper.Spare, files map[string]*os.File) {
 	if console := files[keeper.FileConsole]; console != nil && c.rec.Request.Terminal && c.io.console == nil {
 		delete(files, keeper.FileConsole)
 		c.io.console = console
-		c.pumps = append(c.pumps, startPump(console, keeper.Stdout, true, c.emit))
+		c.pumps = append(c.pumps, startPump(console, keeper.Stdout, true, &c.k.flow, c.emit))
 	}
 	if c.proc == nil {
 		if c.proc = takeProcess(s.Process, files); c.proc != nil {

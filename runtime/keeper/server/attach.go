@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"sync"
+	"time"
 
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -21,47 +22,74 @@ type viewers struct {
 
 // viewer is one attached client. A goroutine sends it what is queued, another sees it go.
 type viewer struct {
+	id   string        // of the container
 	file *os.File      // our end of the socket
 	poke chan struct{} // capacity 1: many frames, one look
 
 	mu     sync.Mutex
-	queue  [][]byte
+	queue  [][]byte // the first may be sent in part
 	queued int
 	ended  bool
 }
 
+// roster has every viewer of the keeper, also of containers that are forgotten: their last words may be on their way.
+type roster struct {
+	mu  sync.Mutex
+	all map[*viewer]struct{}
+}
+
 // add makes a viewer and returns the client's end; false if there is nothing to view any more.
-func (v *viewers) add() (theirs *os.File, ok bool, err error) {
+func (c *container) addViewer() (theirs *os.File, ok bool, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, false, os.NewSyscallError("socketpair", err)
 	}
 	theirs = os.NewFile(uintptr(fds[1]), "attachment")
-	w := &viewer{file: os.NewFile(uintptr(fds[0]), "attachment"), poke: make(chan struct{}, 1)}
-	v.mu.Lock()
-	ok = !v.ended
-	if ok {
-		if v.all == nil {
-			v.all = make(map[*viewer]struct{})
-		}
-		v.all[w] = struct{}{}
-	}
-	v.mu.Unlock()
-	if !ok {
+	w := newViewer(c.id, os.NewFile(uintptr(fds[0]), "attachment"))
+	if !c.viewers.put(w) {
 		w.file.Close()
 		theirs.Close()
 		return nil, false, nil
 	}
+	c.k.show(w, &c.viewers)
+	return theirs, true, nil
+}
+
+func newViewer(id string, file *os.File) *viewer {
+	return &viewer{id: id, file: file, poke: make(chan struct{}, 1)}
+}
+
+// put is false if there is nothing to view any more.
+func (v *viewers) put(w *viewer) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.ended {
+		return false
+	}
+	if v.all == nil {
+		v.all = make(map[*viewer]struct{})
+	}
+	v.all[w] = struct{}{}
+	return true
+}
+
+// show runs w, which is among those of v, until it has all or goes.
+func (k *Keeper) show(w *viewer, v *viewers) {
+	k.roster.mu.Lock()
+	k.roster.all[w] = struct{}{}
+	k.roster.mu.Unlock()
 	go func() {
-		w.run()
+		w.run(&k.flow)
 		v.remove(w)
+		k.roster.mu.Lock()
+		defer k.roster.mu.Unlock()
+		delete(k.roster.all, w)
 	}()
 	go func() {
 		w.file.Read(make([]byte, 1)) // a client sends nothing: this is its end, or ours
 		v.remove(w)
 		w.cut()
 	}()
-	return theirs, true, nil
 }
 
 func (v *viewers) remove(w *viewer) {
@@ -122,10 +150,11 @@ func (w *viewer) finish() {
 	w.wake()
 }
 
-// cut ends the viewer now.
+// cut ends the viewer now. It does not close the file, which would wait for run, and run may wait for the gate that the
+// caller is in.
 func (w *viewer) cut() {
 	w.finish()
-	w.file.Close() // unblocks a write
+	w.file.SetDeadline(time.Unix(1, 0)) // unblocks both goroutines
 }
 
 func (w *viewer) wake() {
@@ -135,23 +164,50 @@ func (w *viewer) wake() {
 	}
 }
 
-func (w *viewer) run() {
+// run sends what is queued until all is, after finish, or until the client has gone or was cut off.
+func (w *viewer) run(flow *gate) {
 	defer w.file.Close()
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return
+	}
 	for range w.poke {
-		w.mu.Lock()
-		queue, ended := w.queue, w.ended
-		w.queue = nil
-		w.mu.Unlock()
-		for _, frame := range queue {
-			if _, err := w.file.Write(frame); err != nil {
+		for {
+			var left, ended bool
+			var failed error
+			err := raw.Write(func(fd uintptr) bool {
+				flow.enter()
+				defer flow.leave()
+				left, ended, failed = w.step(int(fd))
+				return failed != unix.EAGAIN
+			})
+			if err != nil || failed != nil {
 				return // it has gone, or was cut off
 			}
-			w.mu.Lock()
-			w.queued -= len(frame)
-			w.mu.Unlock()
-		}
-		if ended {
-			return
+			if !left && ended {
+				return
+			}
+			if !left {
+				break
+			}
 		}
 	}
+}
+
+// step sends one piece of what is queued. It says whether something is left, and whether that will be all.
+func (w *viewer) step(fd int) (left, ended bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.queue) > 0 {
+		n, err := unix.SendmsgN(fd, w.queue[0], nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		if err != nil {
+			return true, false, err
+		}
+		w.queued -= n
+		if w.queue[0] = w.queue[0][n:]; len(w.queue[0]) == 0 {
+			w.queue[0] = nil
+			w.queue = w.queue[1:]
+		}
+	}
+	return len(w.queue) > 0, w.ended, nil
 }

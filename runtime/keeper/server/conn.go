@@ -178,6 +178,9 @@ func (c *conn) dispatch(ctx context.Context, msg keeper.Message, files []*os.Fil
 			c.k.doWork(before.relieve)
 		}
 		c.k.doWork(c.settle)
+	case keeper.KindReplace:
+		wire.CloseAll(files)
+		return c.beginReplace(ctx, msg)
 	default:
 		c.begin(ctx, msg, files)
 	}
@@ -195,21 +198,11 @@ func (k *Keeper) doWork(f func()) {
 
 // begin does a request in a goroutine of its own: a stuck one holds up nobody.
 func (c *conn) begin(ctx context.Context, msg keeper.Message, files []*os.File) {
-	timeout := msg.Timeout
-	if timeout <= 0 || timeout > maxTimeout {
-		timeout = maxTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	c.mu.Lock()
-	c.running[msg.Number] = cancel
-	c.mu.Unlock()
+	ctx, done := c.bound(ctx, msg)
 	c.k.doWork(func() {
-		defer cancel()
+		defer done()
 		r, err := c.k.request(ctx, c, msg, byName(msg.Files, files))
 		wire.CloseAll(files)
-		c.mu.Lock()
-		delete(c.running, msg.Number)
-		c.mu.Unlock()
 		if err := c.answer(msg.Number, r, err); err != nil && ctx.Err() == nil {
 			c.k.log.Warn("answer not sent", "kind", msg.Kind, "error", err)
 			c.uc.Close()
@@ -219,6 +212,24 @@ func (c *conn) begin(ctx context.Context, msg keeper.Message, files []*os.File) 
 			r.then()
 		}
 	})
+}
+
+// bound returns a context that ends with the request's timeout, or when it is cancelled, until done is called.
+func (c *conn) bound(ctx context.Context, msg keeper.Message) (_ context.Context, done func()) {
+	timeout := msg.Timeout
+	if timeout <= 0 || timeout > maxTimeout {
+		timeout = maxTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running[msg.Number] = cancel
+	return ctx, func() {
+		cancel()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.running, msg.Number)
+	}
 }
 
 // reply is the good answer to a request.

@@ -89,13 +89,13 @@ func (c *container) saveRecord() error { return writeRecord(filepath.Join(c.dir,
 // pump begins to move the output; c.mu is held and c.io set.
 func (c *container) pump() {
 	if f := c.io.stdout; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, false, c.emit))
+		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, false, &c.k.flow, c.emit))
 	}
 	if f := c.io.stderr; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stderr, false, c.emit))
+		c.pumps = append(c.pumps, startPump(f, keeper.Stderr, false, &c.k.flow, c.emit))
 	}
 	if f := c.io.console; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, true, c.emit))
+		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, true, &c.k.flow, c.emit))
 	}
 }
 
@@ -354,7 +354,7 @@ func (c *container) attach() (map[string]*os.File, error) {
 	if err := c.alive(); err != nil {
 		return nil, err
 	}
-	output, ok, err := c.viewers.add()
+	output, ok, err := c.addViewer()
 	if err != nil {
 		return nil, err
 	}

@@ -124,6 +124,11 @@ func (l *exitLog) takeCharge(c *conn) *conn {
 		return nil
 	}
 	l.charge = c
+	for i := range l.pending {
+		if l.pending[i].owner == nil {
+			l.pending[i].sent = nil // c may have got it when it was in charge before, and its answer was not taken
+		}
+	}
 	l.wake()
 	return before
 }

@@ -8,33 +8,33 @@
 // for by Go's poller, each by a small goroutine.
 //
 //	keeper.go    start and end of the keeper               container.go  one container, from intent to exit
-//	conn.go      a daemon's connection                     create.go     making it, and undoing what is half made
-//	requests.go  what a daemon may ask                     exec.go       further processes in it
-//	launcher.go  the launchers that wait                   stdio.go      FIFOs and terminals
-//	reaper.go    exit codes of children                    pump.go       from the workload to log and attachments
-//	process.go   a watched process                         attach.go     attached clients
-//	exits.go     exits until they are acknowledged         record.go     what a next keeper must know
-//	logfile.go   the keeper's own log                      adopt.go      the next keeper taking over
-//	                                                       spare.go      what a daemon holds for the next keeper
+//	listener.go  the socket                                create.go     making it, and undoing what is half made
+//	conn.go      a daemon's connection                     exec.go       further processes in it
+//	requests.go  what a daemon may ask                     stdio.go      FIFOs and terminals
+//	launcher.go  the launchers that wait                   pump.go       from the workload to log and attachments
+//	reaper.go    exit codes of children                    attach.go     attached clients
+//	process.go   a watched process                         record.go     what a next keeper must know
+//	exits.go     exits until they are acknowledged         adopt.go      the next keeper, after a crash
+//	logfile.go   the keeper's own log                      spare.go      what a daemon holds for the next keeper
+//	gate.go      what has to end before a replacement      replace.go    the next keeper, in place of this one
+//	                                                       handover.go   its state      takeover.go  taking it up
 //
 // The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
-// the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher. A
-// replacement in place will seal the binary that it executes, in main, before Run.
+// the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher.
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -56,7 +56,11 @@ type Config struct {
 	Launchers int
 	// Build is the program's version, for the daemon to know.
 	Build string
-	Log   *slog.Logger
+	// Args are the other flags of this program, with which one that replaces it is started.
+	Args []string
+	// TakeOver is the descriptor with the state of the keeper whose place this one takes by execve; 0 is none.
+	TakeOver int
+	Log      *slog.Logger
 	// Ready is called when the keeper listens; may be nil.
 	Ready func()
 }
@@ -71,15 +75,22 @@ const adoptGrace = 10 * time.Second
 
 // Keeper is the state of the running keeper.
 type Keeper struct {
-	runDir string
-	build  string
-	log    *slog.Logger
-	self   keeper.Process
-	reaper *reaper
-	pool   *pool
-	exits  *exitLog
+	runDir    string
+	build     string
+	launchers int
+	args      []string
+	log       *slog.Logger
+	self      keeper.Process
+	lock      *os.File
+	listener  *listener
+	reaper    *reaper
+	pool      *pool
+	exits     *exitLog
+	roster    roster
 	// work and flow are what has to end before the keeper can be replaced.
 	work, flow gate
+	// replacing is held by the one replacement that is under way.
+	replacing sync.Mutex
 
 	// stop ends the keeper; it is called when nothing lives any more.
 	stop context.CancelFunc
@@ -93,48 +104,43 @@ type Keeper struct {
 	closing    bool // no more creates
 }
 
-// Run is the keeper: it returns nil after a Shutdown request or when ctx ends. Only one Keeper may run in a process, and
-// the process must have no other children: the keeper waits for all of them.
+// Run is the keeper: it returns nil after a Shutdown request or when ctx ends, and not at all when it is replaced in place.
+// Only one Keeper may run in a process, and the process must have no other children: the keeper waits for all of them.
 func Run(ctx context.Context, cfg Config) error {
-	lock, err := takeLock(filepath.Join(cfg.RunDir, keeper.LockName))
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-
 	k, err := newKeeper(cfg, stop)
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{keeper.ContainersDir, keeper.LibcontainerDir} {
-		if err := os.MkdirAll(filepath.Join(cfg.RunDir, dir), 0o700); err != nil {
-			return err
-		}
+	var begin func(context.Context)
+	if cfg.TakeOver != 0 {
+		begin, err = k.takeOver(cfg)
+	} else {
+		begin, err = k.setUp(cfg)
 	}
-	go k.reaper.run(ctx)
-	launchers := make(chan struct{})
-	go func() { k.pool.run(ctx); close(launchers) }()
-	k.adopt(ctx)
-	failpoint.Here(failpoint.KeeperAdopted)
-	go k.obey(ctx)
-
-	listener, err := listen(ctx, filepath.Join(cfg.RunDir, keeper.SocketName))
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	defer k.lock.Close()
+	defer k.listener.close()
+	defer context.AfterFunc(ctx, func() { k.listener.file.Close() })() // ends accept
+
+	go k.reaper.run(ctx)
+	launchers := make(chan struct{})
+	go func() { k.pool.run(ctx); close(launchers) }()
+	go k.obey(ctx)
+	begin(ctx)
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	k.log.Info("keeper listens", "runDir", k.runDir, "containers", len(k.containers))
-	err = k.accept(ctx, listener)
+	k.accept(ctx, k.listener)
 	stop()
 	<-launchers
-	return err
+	return nil
 }
 
+// newKeeper returns a keeper that has nothing yet.
 func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 	// Orphans of launchers and containers come to us, not to pid 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -144,29 +150,50 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	reaper := newReaper()
-	n := cfg.Launchers
-	if n == 0 {
-		n = DefaultLaunchers
-	}
-	pool, err := newPool(cfg.Launch, n, reaper, cfg.Log)
-	if err != nil {
-		return nil, err
-	}
 	return &Keeper{
 		runDir:     cfg.RunDir,
 		build:      cfg.Build,
+		launchers:  cmp.Or(cfg.Launchers, DefaultLaunchers),
+		args:       cfg.Args,
 		log:        cfg.Log,
 		self:       self,
-		reaper:     reaper,
-		pool:       pool,
+		reaper:     newReaper(),
 		exits:      newExitLog(),
+		roster:     roster{all: make(map[*viewer]struct{})},
 		stop:       stop,
 		restored:   make(chan struct{}),
 		containers: make(map[string]*container),
 		conns:      make(map[*conn]struct{}),
 	}, nil
 }
+
+// setUp makes k the keeper of its run dir, after none or one that has died. begin adopts what that has left; the socket
+// listens already, and nobody is answered before begin returns.
+func (k *Keeper) setUp(cfg Config) (begin func(context.Context), err error) {
+	if k.lock, err = takeLock(filepath.Join(k.runDir, keeper.LockName)); err != nil {
+		return nil, err
+	}
+	binary, err := seal(cfg.Launch)
+	if err != nil {
+		return nil, fmt.Errorf("launcher %s: %w", cfg.Launch, err)
+	}
+	k.pool = newPool(binary, k.launchers, k.reaper, k.log)
+	for _, dir := range []string{keeper.ContainersDir, keeper.LibcontainerDir} {
+		if err := os.MkdirAll(filepath.Join(k.runDir, dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if k.listener, err = listen(k.socketPath()); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) {
+		k.adopt(ctx)
+		failpoint.Here(failpoint.KeeperAdopted)
+		k.log.Info("keeper listens", "runDir", k.runDir, "containers", len(k.containers))
+	}, nil
+}
+
+func (k *Keeper) socketPath() string { return filepath.Join(k.runDir, keeper.SocketName) }
 
 // takeLock makes this process the one keeper of a run dir until it ends. The file stays: removing it would let two
 // keepers hold a lock of two files with the same name.
@@ -183,46 +210,6 @@ func takeLock(path string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
-}
-
-// listen takes the place of a socket that a keeper before has left; the lock says that it is dead.
-func listen(ctx context.Context, path string) (*net.UnixListener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var failed error
-		// Before bind: the file gets the mode of the socket, so there is no moment at which others may connect.
-		err := raw.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
-		return errors.Join(err, failed)
-	}}
-	l, err := config.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l.(*net.UnixListener), nil // its Close removes the file
-}
-
-func (k *Keeper) accept(ctx context.Context, l *net.UnixListener) error {
-	for {
-		uc, err := l.AcceptUnix()
-		if ctx.Err() != nil {
-			if err == nil {
-				uc.Close()
-			}
-			return nil
-		}
-		if err != nil {
-			// Out of descriptors, for one: the containers live on, and later a daemon gets through again.
-			k.log.Error("accept a connection", "error", err)
-			select {
-			case <-time.After(time.Second):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		go k.connect(uc).serve(ctx)
-	}
 }
 
 // container returns the container of that ID, made or not.

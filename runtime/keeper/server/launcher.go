@@ -44,17 +44,14 @@ type candidate struct {
 	err error
 }
 
-// newPool copies the launcher at path into a sealed memfd. libcontainer sees its own executable sealed and does not copy
-// it once per container; and an upgrade of the package does not mix two versions within one keeper.
-func newPool(path string, size int, reaper *reaper, log *slog.Logger) (*pool, error) {
-	binary, err := seal(path)
-	if err != nil {
-		return nil, fmt.Errorf("launcher %s: %w", path, err)
-	}
+// newPool makes a pool of launchers of a sealed binary, which it takes over.
+func newPool(binary *os.File, size int, reaper *reaper, log *slog.Logger) *pool {
 	// One more is held by the goroutine that fills the channel.
-	return &pool{binary: binary, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}, nil
+	return &pool{binary: binary, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}
 }
 
+// seal copies the launcher at path into a sealed memfd. libcontainer sees its own executable sealed and does not copy it once
+// per container; and an upgrade of the package does not mix two versions within one keeper.
 func seal(path string) (*os.File, error) {
 	src, err := os.Open(path)
 	if err != nil {
@@ -69,21 +66,29 @@ func seal(path string) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	defer unix.Close(fd)
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, sealedFD)
+	f, err := raise(os.NewFile(uintptr(fd), "berth-launch"))
 	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(high), "berth-launch")
 	_, err = io.Copy(f, src)
 	if err == nil {
-		_, err = unix.FcntlInt(uintptr(high), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// raise moves f to a descriptor from which startProcess can start it.
+func raise(f *os.File) (*os.File, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, sealedFD)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // run keeps the pool full until ctx ends, then ends those who wait.
@@ -163,28 +168,13 @@ func (p *pool) start() (*launcher, error) {
 	}
 	defer theirs.Close()
 
-	pidfd := -1
-	path := fmt.Sprintf("/proc/self/fd/%d", p.binary.Fd())
-	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
-	pid, _, err := syscall.StartProcess(path, []string{"berth-launch"}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-		Files: []uintptr{null.Fd(), null.Fd(), errW.Fd(), theirs.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
-	})
-	if err == nil && pidfd < 0 {
-		err = errors.New("this kernel gives no pidfd")
-	}
-	var proc *process
-	if err == nil {
-		started, _ := readProcess(pid) // zero if it is dead already; then nobody needs it
-		proc, err = newProcess(keeper.Process{Pid: pid, StartTime: started.StartTime}, pidfd, true)
-	}
+	proc, err := startProcess(p.binary, []string{"berth-launch"}, null, null, errW, theirs)
 	if err != nil {
 		errR.Close()
 		conn.Close()
 		return nil, fmt.Errorf("start a launcher: %w", err)
 	}
+	pid := proc.Pid
 	l := &launcher{proc: proc, conn: conn, tail: newTail(errR), gone: make(chan struct{})}
 	go func() {
 		if err := proc.wait(); err != nil {
@@ -195,6 +185,33 @@ func (p *pool) start() (*launcher, error) {
 		close(l.gone)
 	}()
 	return l, nil
+}
+
+// startProcess starts a child from an open binary, which is at sealedFD or above: in a session of its own, with nothing of
+// the keeper's environment and no descriptors but files.
+func startProcess(binary *os.File, args []string, files ...*os.File) (*process, error) {
+	var fds []uintptr
+	for _, f := range files {
+		fds = append(fds, f.Fd())
+	}
+	pidfd := -1
+	restore := unblockSignals()
+	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
+	pid, _, err := syscall.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+		Files: fds,
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	})
+	restore()
+	if err != nil {
+		return nil, err
+	}
+	if pidfd < 0 {
+		return nil, errors.New("this kernel gives no pidfd")
+	}
+	started, _ := readProcess(pid) // zero if it is dead already; then nobody needs it
+	return newProcess(keeper.Process{Pid: pid, StartTime: started.StartTime}, pidfd, true)
 }
 
 // do hands the job to l and waits for the answer, and for the end of l. At the end of ctx it kills l. The pidfd of a

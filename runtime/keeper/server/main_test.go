@@ -27,9 +27,11 @@ func TestMain(m *testing.M) {
 	case "berth-keeper":
 		os.Exit(keeperMain())
 	case "berth-launch":
-		os.Exit(launchMain())
+		syscall.Exit(launchMain()) // os.Exit takes a second with the race detector
 	case "berth-init":
-		os.Exit(initMain())
+		syscall.Exit(initMain())
+	case "berth-writer":
+		os.Exit(writerMain())
 	}
 	os.Exit(m.Run())
 }
@@ -39,15 +41,25 @@ func keeperMain() int {
 	flags := flag.NewFlagSet("berth-keeper", flag.ExitOnError)
 	flags.StringVar(&cfg.RunDir, "run-dir", "", "")
 	flags.StringVar(&cfg.Launch, "launch", "", "")
+	flags.IntVar(&cfg.Launchers, "launchers", 0, "")
+	flags.IntVar(&cfg.TakeOver, TakeOverFlag, 0, "")
+	describe := flags.Bool(DescribeFlag, false, "")
 	logPath := flags.String("log-file", "", "")
-	flags.Bool("ready", false, "")
+	wantsReady := flags.Bool("ready", false, "")
 	flags.Parse(os.Args[1:])
-	unix.CloseOnExec(keeper.ReadyFD)
-	ready := os.NewFile(keeper.ReadyFD, "ready")
-	cfg.Ready = func() {
-		ready.Write([]byte{0})
-		ready.Close()
+	cfg.Build = os.Args[0]
+	if *describe {
+		syscall.Exit(describeMain(Describe(cfg.Build)))
 	}
+	if *wantsReady {
+		unix.CloseOnExec(keeper.ReadyFD)
+		ready := os.NewFile(keeper.ReadyFD, "ready")
+		cfg.Ready = func() {
+			ready.Write([]byte{0})
+			ready.Close()
+		}
+	}
+	cfg.Args = []string{"--log-file", *logPath}
 	out, err := OpenLogFile(*logPath)
 	if err == nil {
 		cfg.Log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))

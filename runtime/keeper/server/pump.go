@@ -29,12 +29,13 @@ type pump struct {
 	stream   keeper.Stream
 	terminal bool
 	emit     func(stream keeper.Stream, now time.Time, data []byte)
+	flow     *gate
 	ending   chan struct{}
 	done     chan struct{}
 }
 
-func startPump(file *os.File, stream keeper.Stream, terminal bool, emit func(keeper.Stream, time.Time, []byte)) *pump {
-	p := &pump{file: file, stream: stream, terminal: terminal, emit: emit, ending: make(chan struct{}), done: make(chan struct{})}
+func startPump(file *os.File, stream keeper.Stream, terminal bool, flow *gate, emit func(keeper.Stream, time.Time, []byte)) *pump {
+	p := &pump{file: file, stream: stream, terminal: terminal, flow: flow, emit: emit, ending: make(chan struct{}), done: make(chan struct{})}
 	go p.run()
 	return p
 }
@@ -79,29 +80,32 @@ func (p *pump) move() error {
 	if err != nil {
 		return err
 	}
-	var chunk *[]byte
-	var n int
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		chunk = chunks.Get().(*[]byte)
-		if n, failed = read(int(fd), *chunk); failed == unix.EAGAIN {
-			chunks.Put(chunk)
-			chunk = nil
-			return false
-		}
-		return true
+		var n int
+		n, failed = p.step(int(fd))
+		return n > 0 || failed != unix.EAGAIN
 	})
-	if chunk == nil {
+	if err != nil {
 		return err
 	}
+	return failed
+}
+
+// step is one read with the way of what was read: inside the gate, it is in the pipe or has arrived.
+func (p *pump) step(fd int) (int, error) {
+	p.flow.enter()
+	defer p.flow.leave()
+	chunk := chunks.Get().(*[]byte)
 	defer chunks.Put(chunk)
-	if failed == nil && n == 0 {
-		failed = io.EOF
+	n, err := read(fd, *chunk)
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
 	if n > 0 {
 		p.emit(p.stream, time.Now(), (*chunk)[:n])
 	}
-	return failed
+	return n, err
 }
 
 // drain moves what is in the pipe now and no more: a process that the workload left behind may go on writing.

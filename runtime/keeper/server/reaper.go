@@ -61,12 +61,17 @@ func (r *reaper) collect() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		// A pid that is there already belonged to an orphan that nobody asked for: the newer one is meant.
-		r.ended[pid] = status
-		r.order = append(r.order, pid)
-		if len(r.order) > maxOrphans {
-			delete(r.ended, r.order[0])
-			r.order = r.order[1:]
-		}
+		r.put(pid, status)
+	}
+}
+
+// put keeps the status of a child; r.mu is held, or nobody else knows r yet.
+func (r *reaper) put(pid int, status unix.WaitStatus) {
+	// A pid that is there already belonged to an orphan that nobody asked for: the newer one is meant.
+	r.ended[pid] = status
+	r.order = append(r.order, pid)
+	if len(r.order) > maxOrphans {
+		delete(r.ended, r.order[0])
+		r.order = r.order[1:]
 	}
 }
