@@ -59,11 +59,11 @@ func (l sysctlLog) set(settings map[string]string, others []sysctlLog) error {
 	changed := make(map[string]string)
 	for path, value := range settings {
 		now, err := readSysctl(path)
+		if linkGone(path, err) || err == nil && now == value {
+			continue
+		}
 		if err != nil {
 			return err
-		}
-		if now == value {
-			continue
 		}
 		changed[path] = value
 		if _, ok := was[path]; !ok {
@@ -74,11 +74,17 @@ func (l sysctlLog) set(settings map[string]string, others []sysctlLog) error {
 		return err
 	}
 	for path, value := range changed {
-		if err := writeSysctl(path, value); err != nil {
+		if err := writeSysctl(path, value); err != nil && !linkGone(path, err) {
 			return err
 		}
 	}
 	return nil
+}
+
+// linkGone says that a setting is not there because its link has gone since the settings were listed: veths of other pods
+// come and go at any time.
+func linkGone(path string, err error) bool {
+	return errors.Is(err, fs.ErrNotExist) && path != forwarding4 && path != forwarding6
 }
 
 func (l sysctlLog) write(was map[string]string) error {
