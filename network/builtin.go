@@ -81,6 +81,8 @@ type Builtin struct {
 	sysctls  sysctlLog
 	slots    chan struct{}
 
+	watch *ruleWatch // nil if the kernel does not tell
+
 	// setup is held while the host is set up, mended or cleared. It guards made, the subnets that have been set up, and
 	// localhost6, what the rules say about ::1.
 	setup      sync.Mutex
@@ -422,6 +424,10 @@ func (b *Builtin) UpdatePodCIDR(cidrs string) error {
 
 // Close implements Attacher.
 func (b *Builtin) Close() error {
+	var err error
+	if b.watch != nil {
+		err = b.watch.close()
+	}
 	b.h.Close()
-	return nil
+	return err
 }

@@ -261,7 +261,14 @@ func TestBuiltinRestart(t *testing.T) {
 	}
 	mustReach("at first")
 
-	b = newBuiltin(t, dir)
+	restart := func() {
+		t.Helper()
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b = newBuiltin(t, dir)
+	}
+	restart()
 	mustRun(t, "nft", "flush", "ruleset")
 	if err := b.Restore(t.Context(), []Request{web}); err != nil {
 		t.Fatal(err)
@@ -284,11 +291,23 @@ func TestBuiltinRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustReach("after Status mended rules and bridge")
+	for _, damage := range [][]string{{"flush", "ruleset"}, {"flush", "table", "inet", b.firewall.table}, {"delete", "table", "inet", b.firewall.table}} {
+		mustRun(t, "nft", damage...)
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if whole, err := b.firewall.whole(); whole || time.Now().After(deadline) {
+				if err != nil || !whole {
+					t.Fatalf("after nft %v nobody mended the rules: %v", damage, err)
+				}
+				break
+			}
+		}
+		mustReach(fmt.Sprintf("after nft %v", damage))
+	}
 
 	if err := os.RemoveAll(b.leases.dir); err != nil {
 		t.Fatal(err)
 	}
-	b = newBuiltin(t, dir)
+	restart()
 	if err := b.Restore(t.Context(), []Request{web, next}); err != nil {
 		t.Fatal(err)
 	}

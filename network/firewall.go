@@ -26,6 +26,8 @@ type firewall struct {
 
 	mu  sync.Mutex
 	nft knftables.Interface // nil until first used: finding out what nft can do runs it twice
+	// rules is how many the table had when replace had made it.
+	rules int
 }
 
 // haveNFT says whether host ports and masquerading can work at all.
@@ -38,7 +40,22 @@ func haveNFT() error {
 
 // replace puts a table made from r in place of the table there.
 func (f *firewall) replace(ctx context.Context, r rules) error {
-	return f.run(ctx, r.replace)
+	if err := f.run(ctx, r.replace); err != nil {
+		return err
+	}
+	rules, err := countRules(f.table)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = rules
+	return err
+}
+
+// whole says whether the table has all the rules that replace gave it.
+func (f *firewall) whole() (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rules, err := countRules(f.table)
+	return err == nil && rules == f.rules, err
 }
 
 // add maps ports.

@@ -33,6 +33,9 @@ func (b *Builtin) Restore(ctx context.Context, live []Request) error {
 	}
 	b.rulesMu.Unlock()
 
+	if b.watch == nil {
+		b.watchRules() // from now on: two that watch the same table before would mend each other's work
+	}
 	b.setup.Lock()
 	defer b.setup.Unlock()
 	inUse := b.subnetsInUse()

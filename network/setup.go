@@ -226,8 +226,8 @@ func (b *Builtin) intact() bool {
 			return false
 		}
 	}
-	exists, err := b.firewall.exists()
-	return err == nil && exists && b.localhost6 == localhost6Possible(b.ipv6)
+	whole, err := b.firewall.whole()
+	return err == nil && whole && b.localhost6 == localhost6Possible(b.ipv6)
 }
 
 // Teardown removes all that the network made on the host: bridges, nftables table, settings, leases. The chosen ranges
