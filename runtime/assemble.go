@@ -148,7 +148,10 @@ func (r *Runtime) makeNamespaces(ctx context.Context, sb *sandbox) error {
 		return fmt.Errorf("namespaces: %w", err)
 	}
 	failpoint.Here(failpoint.SandboxNamespaces)
-	return sb.update(func(f *sandboxFacts) { f.UserNS, f.IPCNS, f.UTSNS = paths.User, paths.IPC, paths.UTS })
+	inode := sandboxns.Inode(paths.Net)
+	return sb.update(func(f *sandboxFacts) {
+		f.UserNS, f.IPCNS, f.UTSNS, f.NetInode = paths.User, paths.IPC, paths.UTS, inode
+	})
 }
 
 // sysctls are the pod's and, where it says nothing, those that the node gives all pods.

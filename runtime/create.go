@@ -51,6 +51,9 @@ func (r *Runtime) createContainer(ctx context.Context, sb *sandbox, cfg *cri.Con
 	if !sb.ready() {
 		return "", sb.notReady()
 	}
+	if err := r.holdNetNS(sb); err != nil {
+		return "", err
+	}
 	if err := spec.ValidateContainer(sb.config, cfg); err != nil {
 		return "", err
 	}

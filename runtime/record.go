@@ -65,7 +65,9 @@ type sandboxFacts struct {
 	UserNS   string          `json:"userns,omitempty"`
 	IPCNS    string          `json:"ipcns,omitempty"`
 	UTSNS    string          `json:"utsns,omitempty"`
-	Pause    procfs.Process  `json:"pause,omitzero"`
+	// NetInode is the number of the network namespace, by which it is known when its file was removed.
+	NetInode uint64         `json:"netInode,omitempty"`
+	Pause    procfs.Process `json:"pause,omitzero"`
 	// ProcessLabel and MountLabel are the pod's SELinux labels; empty where SELinux is off.
 	ProcessLabel string `json:"processLabel,omitempty"`
 	MountLabel   string `json:"mountLabel,omitempty"`

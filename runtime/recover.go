@@ -193,7 +193,7 @@ func (r *Runtime) resumeSandboxes(ctx context.Context, known map[string]keeper.S
 		f := sb.factsNow()
 		pause, found := known[sb.record.ID]
 		lost := sb.record.Boot != r.boot ||
-			f.Anchors.NetNS != "" && !netns.IsNS(f.Anchors.NetNS) ||
+			r.holdNetNS(sb) != nil ||
 			f.Pause.Pid != 0 && (!found || pause.Exit != nil)
 		if lost {
 			r.log.Warn("sandbox has lost its namespaces, it is not ready any more", "sandbox", sb.record.ID)

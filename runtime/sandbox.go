@@ -32,6 +32,8 @@ type sandbox struct {
 	op opLock
 	// creations lets in what makes containers, until the sandbox is stopped.
 	creations gate
+	// pinning is held while the file of the network namespace is looked after.
+	pinning sync.Mutex
 
 	mu    sync.Mutex
 	facts sandboxFacts
@@ -243,6 +245,9 @@ func (r *Runtime) Sandbox(_ context.Context, id string) (Sandbox, error) {
 	sb, err := r.index.findSandbox(id)
 	if err != nil {
 		return Sandbox{}, err
+	}
+	if sb.ready() {
+		_ = r.holdNetNS(sb) // what becomes of it is in the view
 	}
 	return sb.view(), nil
 }

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -183,6 +184,36 @@ func Remove(ctx context.Context, paths Paths) error {
 	}
 	if err := unbind(paths.kinds()); err != nil {
 		return fmt.Errorf("remove the namespaces of a sandbox: %w", err)
+	}
+	return nil
+}
+
+// Inode is the number of the namespace at path, by which it is known while it lives; 0 if there is none.
+func Inode(path string) uint64 {
+	var st unix.Stat_t
+	if !nsfile.Is(path) || unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// Repin keeps at path the network namespace with this number, whose file was removed, if the process pid is in it. The
+// error is of class ErrNotFound if it is in another.
+func Repin(path string, inode uint64, pid int) error {
+	source := filepath.Join("/proc", strconv.Itoa(pid), "ns/net")
+	if inode == 0 || Inode(source) != inode {
+		return fmt.Errorf("process %d is not in the network namespace: %w", pid, errdefs.ErrNotFound)
+	}
+	release, err := nsfile.ShareDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := errors.Join(nsfile.Unbind(path), nsfile.Bind(source, path)); err != nil {
+		return err
+	}
+	if Inode(path) != inode { // the process has ended, and its number is another's
+		return errors.Join(nsfile.Unbind(path), fmt.Errorf("process %d has gone: %w", pid, errdefs.ErrNotFound))
 	}
 	return nil
 }
