@@ -107,6 +107,9 @@ type containerFacts struct {
 	Message      string    `json:"message,omitempty"`
 	// StopBy is the deadline of a stop that began: at it the container is killed.
 	StopBy time.Time `json:"stopBy,omitzero"`
+	// StopUptime is the same by the clock that counts from the boot, which nobody sets: it is what counts. 0 in facts of
+	// earlier versions.
+	StopUptime time.Duration `json:"stopUptime,omitempty"`
 	// Released says that nothing of the container but its records and its writable layer is left.
 	Released bool `json:"released,omitempty"`
 	Removing bool `json:"removing,omitempty"`

@@ -156,7 +156,8 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 	r.watchOOM(c)
 	r.killExecs(c)
 	if !f.StopBy.IsZero() {
-		r.background(func() { r.killAt(c, f.StopBy) }) // what is left of its grace
+		now := clocks{time.Now(), uptime()}
+		r.background(func() { r.killAt(c, now.wall.Add(f.stopLeft(now))) })
 	}
 }
 

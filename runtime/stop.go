@@ -45,22 +45,48 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Durat
 
 // beginStop puts the stop on record and sets it going. It does not wait, neither for the keeper.
 func (r *Runtime) beginStop(c *container, grace time.Duration) error {
-	deadline := time.Now().Add(grace)
+	now := clocks{time.Now(), uptime()}
+	left := grace
 	err := c.update(func(f *containerFacts) {
-		if f.StopBy.IsZero() || deadline.Before(f.StopBy) {
-			f.StopBy = deadline
+		if earlier := f.stopLeft(now); f.StopBy.IsZero() || grace < earlier {
+			f.StopBy, f.StopUptime = now.wall.Add(grace), now.uptime+grace
+		} else {
+			left = earlier
 		}
-		deadline = f.StopBy
 	})
 	if err != nil {
 		return err
 	}
-	failpoint.Here(failpoint.StopRecorded)
+	deadline := now.wall.Add(left)
 	r.background(func() { r.killAt(c, deadline) })
 	if grace > 0 && c.signalOnce() {
 		r.background(func() { r.sendStopSignal(c, deadline) })
 	}
 	return nil
+}
+
+// clocks are the time of day, which may be set, and the time since the boot.
+type clocks struct {
+	wall   time.Time
+	uptime time.Duration
+}
+
+// uptime is the time since the boot, time asleep included.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // every kernel has it
+	}
+	return time.Duration(ts.Nano())
+}
+
+// stopLeft is what is left of the grace of a stop. A daemon that is started anew has to get it right also where the time of
+// day was set in between; a container does not outlive the boot.
+func (f containerFacts) stopLeft(now clocks) time.Duration {
+	if f.StopUptime != 0 {
+		return f.StopUptime - now.uptime
+	}
+	return f.StopBy.Sub(now.wall)
 }
 
 // signalOnce reports whether the stop signal is still to be sent: a program may take a second one for impatience.
