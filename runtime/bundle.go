@@ -43,8 +43,8 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 		return err
 	}
 	if c.record.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(c.record.LogPath), 0o755); err != nil {
-			return err
+		if _, err := r.cfg.HostPaths.Resolve(ctx, filepath.Dir(c.record.LogPath)); err != nil {
+			return fmt.Errorf("folder of the log: %w", err)
 		}
 	}
 	k, err := r.keeper.client(ctx)

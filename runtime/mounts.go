@@ -43,7 +43,7 @@ func (r *Runtime) mountSource(ctx context.Context, sb *sandbox, c *container, i 
 	if m.GetImage().GetImage() != "" {
 		return r.mountImage(ctx, sb, c, i, m, mountLabel)
 	}
-	source, err := hostPath(m.HostPath)
+	source, err := r.hostPath(ctx, m.HostPath)
 	if err != nil {
 		return "", fmt.Errorf("mounts[%s].host_path: %w", m.ContainerPath, err)
 	}
@@ -66,18 +66,11 @@ func (r *Runtime) mountSource(ctx context.Context, sb *sandbox, c *container, i 
 
 // hostPath follows the symbolic links of a path on the host. A folder that does not exist is made, as other runtimes
 // do; the kubelet checks beforehand what it wants to be there.
-func hostPath(path string) (string, error) {
+func (r *Runtime) hostPath(ctx context.Context, path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", fmt.Errorf("%q is not absolute: %w", path, errdefs.ErrInvalidArgument)
 	}
-	real, err := filepath.EvalSymlinks(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return "", err
-		}
-		return filepath.EvalSymlinks(path)
-	}
-	return real, err
+	return r.cfg.HostPaths.Resolve(ctx, path)
 }
 
 // checkPropagation refuses a propagation that the mount below the source does not have: it would silently do nothing.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
@@ -55,6 +56,8 @@ type Config struct {
 	ExecDrain time.Duration
 	// MaxLogLine is the size in bytes at which a line of a container's log is split.
 	MaxLogLine int
+	// HostPaths looks up what mounts and logs name; nil is one without a helper.
+	HostPaths *hostpath.Resolver
 	// Metrics counts what this package does; nil does not.
 	Metrics *metrics.Metrics
 	Log     *slog.Logger
@@ -131,6 +134,9 @@ func New(cfg Config) (*Runtime, error) {
 		if err := os.Chmod(dir, 0o711); err != nil {
 			return nil, err
 		}
+	}
+	if cfg.HostPaths == nil {
+		cfg.HostPaths = &hostpath.Resolver{}
 	}
 	oom, err := cgroups.NewOOMWatcher(cfg.Cgroups, cfg.Log)
 	if err != nil {

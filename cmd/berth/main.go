@@ -11,12 +11,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/hostpath"
 )
 
 // version is set by the linker.
 var version = "unknown"
 
 func main() {
+	hostpath.Main() // where this process is the helper that looks up a path, it ends here
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {

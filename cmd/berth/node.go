@@ -23,6 +23,7 @@ import (
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/filelock"
+	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/stream"
 	"github.com/berth-node/berth/network"
@@ -203,6 +204,7 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		UnprivilegedPorts: n.cfg.Container.EnableUnprivilegedPorts, UnprivilegedPing: n.cfg.Container.EnableUnprivilegedICMP,
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
 		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout,
+		HostPaths:  &hostpath.Resolver{Program: "/proc/self/exe"},
 		MaxLogLine: n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
 	}
 }
