@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -20,6 +21,7 @@ type Writer struct {
 	mu      sync.Mutex
 	file    *os.File // nil if path is empty, and after Close
 	partial [2][]byte
+	skip    [2]int // how much may be dropped of a line whose beginning is lost; 0 at the beginning of a line
 	out     []byte // the batch that is being made; nil between batches, so that an idle container holds no memory
 	written uint64
 	dropped uint64
@@ -51,6 +53,49 @@ func Open(path string, maxLine int) (*Writer, error) {
 	}
 	w.file = f
 	return w, nil
+}
+
+// Resync is called on a new Writer for a stream of which the one before had read more than it wrote when it died: what
+// comes next of it may be the end of a line whose beginning is lost. It is dropped, as is what else of a long line follows,
+// within maxResync; and if the log has the beginning of that line, it ends there, as of the time now.
+func (w *Writer) Resync(stream Stream, now time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return nil
+	}
+	w.skip[stream] = maxResync
+	open, err := endsWithin(w.file, stream)
+	if err != nil || !open {
+		return err
+	}
+	w.begin()
+	w.record(stream, now, 'F', nil)
+	w.flush()
+	return nil
+}
+
+// maxResync bounds what is dropped in search of the end of a line, in bytes: there are streams without any.
+const maxResync = 16 << 10
+
+// endsWithin says whether the last record of stream, if it is among the last of f, is a piece of a line that goes on.
+func endsWithin(f *os.File, stream Stream) (bool, error) {
+	const window = 128 << 10 // some records of the other stream may have come after
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false, err
+	}
+	buf := make([]byte, min(size, window))
+	if _, err := f.ReadAt(buf, size-int64(len(buf))); err != nil {
+		return false, err
+	}
+	lines := bytes.Split(bytes.TrimSuffix(buf, []byte{'\n'}), []byte{'\n'})
+	for _, line := range slices.Backward(lines) {
+		if e, err := parse(line); err == nil && e.Stream == stream {
+			return e.Partial, nil
+		}
+	}
+	return false, nil
 }
 
 func openAppend(path string) (*os.File, error) {
@@ -89,6 +134,7 @@ func (w *Writer) Write(stream Stream, now time.Time, data []byte) {
 	if w.file == nil {
 		return
 	}
+	data = w.resync(stream, data)
 	w.begin()
 	for len(data) > 0 {
 		line, rest, full := bytes.Cut(data, []byte{'\n'})
@@ -100,6 +146,28 @@ func (w *Writer) Write(stream Stream, now time.Time, data []byte) {
 		w.hold(stream, now, line)
 	}
 	w.flush()
+}
+
+// resync takes away what belongs to a line whose beginning is lost.
+func (w *Writer) resync(stream Stream, data []byte) []byte {
+	if w.skip[stream] == 0 {
+		return data
+	}
+	n := min(len(data), w.skip[stream])
+	if i := bytes.IndexByte(data[:n], '\n'); i >= 0 {
+		n, w.skip[stream] = i+1, 0
+	} else {
+		w.skip[stream] -= n
+	}
+	w.dropped += uint64(n)
+	return data[n:]
+}
+
+// Settled says whether all that was written of stream is in the log; otherwise a beginning of a line is held back.
+func (w *Writer) Settled(stream Stream) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.partial[stream]) == 0 && w.skip[stream] == 0
 }
 
 // line adds the end of a line to the batch.
@@ -216,8 +284,10 @@ func (w *Writer) Close(now time.Time) error {
 type Handover struct {
 	// Partial are the beginnings of lines, by stream.
 	Partial [2][]byte `json:"partial"`
-	Written uint64    `json:"written"`
-	Dropped uint64    `json:"dropped"`
+	// Skip is what Resync has asked for and is not done.
+	Skip    [2]int `json:"skip"`
+	Written uint64 `json:"written"`
+	Dropped uint64 `json:"dropped"`
 }
 
 // HandOver returns what another program needs to go on with the log by Resume: what is in hand, and the file, which stays
@@ -225,7 +295,7 @@ type Handover struct {
 func (w *Writer) HandOver() (Handover, *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Handover{w.partial, w.written, w.dropped}, w.file
+	return Handover{w.partial, w.skip, w.written, w.dropped}, w.file
 }
 
 // Resume goes on where another Writer with the same path and maxLine has handed over. It takes over file, which may have
@@ -234,7 +304,7 @@ func Resume(path string, maxLine int, file *os.File, h Handover) *Writer {
 	if maxLine <= 0 {
 		maxLine = DefaultMaxLine
 	}
-	return &Writer{path: path, maxLine: maxLine, file: file, partial: h.Partial, written: h.Written, dropped: h.Dropped}
+	return &Writer{path: path, maxLine: maxLine, file: file, partial: h.Partial, skip: h.Skip, written: h.Written, dropped: h.Dropped}
 }
 
 // Counts returns how many bytes were written, and dropped because they could not be, both with the heads of records.

@@ -129,6 +129,50 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// After a crash, no end of a line passes for a line.
+func TestResync(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before string
+		pieces []string
+		want   string
+	}{
+		"rest of a line":      {"stdout F one", []string{"wo\nthr", "ee\n"}, "stdout F three"},
+		"rest in pieces":      {"stdout F one", []string{"w", "o", "\n", "three\n"}, "stdout F three"},
+		"long line is ended":  {"stdout P abc", []string{"def\nnext\n"}, "stdout F \nstdout F next"},
+		"other stream":        {"stdout F one\nstderr P abc", []string{"wo\nthree\n"}, "stdout F three"},
+		"other stream behind": {"stdout P abc\nstderr F x", []string{"wo\nthree\n"}, "stdout F \nstdout F three"},
+		"without lines":       {"stdout P abc", []string{strings.Repeat("x", maxResync-1), "xend\n"}, "stdout F \nstdout F end"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "0.log")
+			var before, want strings.Builder
+			for record := range strings.Lines(tc.before + "\n") {
+				before.WriteString(stamp + " " + record)
+			}
+			for record := range strings.Lines(tc.want + "\n") {
+				want.WriteString(stamp + " " + record)
+			}
+			if err := os.WriteFile(path, []byte(before.String()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			w := open(t, path, 0)
+			if err := w.Resync(Stdout, at); err != nil {
+				t.Fatal(err)
+			}
+			if w.Settled(Stdout) {
+				t.Error("settled before the end of the line")
+			}
+			for _, piece := range tc.pieces {
+				w.Write(Stdout, at, []byte(piece))
+			}
+			if !w.Settled(Stdout) {
+				t.Error("not settled at the end")
+			}
+			wantFile(t, path, before.String()+want.String())
+		})
+	}
+}
+
 // A log that is handed over in the middle of lines, and of a rotation, goes on as if nothing had been.
 func TestHandOver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "0.log")

@@ -81,6 +81,7 @@ func (c *container) takeOver(ctx context.Context) {
 	}
 	if !req.Terminal {
 		c.io = reopenFIFOs(c.dir, req.Stdin && !c.rec.StdinClosed)
+		c.resync()
 	}
 	c.pump()
 	proc, err := openProcess(c.rec.Process)
@@ -90,6 +91,18 @@ func (c *container) takeOver(ctx context.Context) {
 	}
 	c.proc = proc
 	go c.watch(proc, closed)
+}
+
+// resync keeps the end of a line whose beginning went with the keeper before from passing for a line.
+func (c *container) resync() {
+	for stream, f := range map[keeper.Stream]*os.File{keeper.Stdout: c.io.stdout, keeper.Stderr: c.io.stderr} {
+		if f == nil || !isMarked(f) {
+			continue
+		}
+		if err := c.log.Resync(logStream(stream), time.Now()); err != nil {
+			c.k.log.Error("repair a log, ignoring", "container", c.id, "error", err)
+		}
+	}
 }
 
 // awaitSpare is for a process that was gone when this keeper came: only a pidfd that the daemon has held can tell its
@@ -193,7 +206,7 @@ func (k *Keeper) restore(s keeper.Spare, files map[string]*os.File) {
 	if console := files[keeper.FileConsole]; console != nil && c.rec.Request.Terminal && c.io.console == nil {
 		delete(files, keeper.FileConsole)
 		c.io.console = console
-		c.pumps = append(c.pumps, startPump(console, keeper.Stdout, true, &c.k.flow, c.emit))
+		c.pumps = append(c.pumps, startPump(c, console, keeper.Stdout, true))
 	}
 	if c.proc == nil {
 		if c.proc = takeProcess(s.Process, files); c.proc != nil {

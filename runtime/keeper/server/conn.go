@@ -15,7 +15,6 @@ import (
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -112,11 +111,7 @@ func awaitReadable(from syscall.Conn) error {
 	if err != nil {
 		return err
 	}
-	return raw.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 0)
-		return err == nil && n > 0
-	})
+	return raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
 }
 
 // hello settles the version before anything else is read.

@@ -89,24 +89,30 @@ func (c *container) saveRecord() error { return writeRecord(filepath.Join(c.dir,
 // pump begins to move the output; c.mu is held and c.io set.
 func (c *container) pump() {
 	if f := c.io.stdout; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, false, &c.k.flow, c.emit))
+		c.pumps = append(c.pumps, startPump(c, f, keeper.Stdout, false))
 	}
 	if f := c.io.stderr; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stderr, false, &c.k.flow, c.emit))
+		c.pumps = append(c.pumps, startPump(c, f, keeper.Stderr, false))
 	}
 	if f := c.io.console; f != nil {
-		c.pumps = append(c.pumps, startPump(f, keeper.Stdout, true, &c.k.flow, c.emit))
+		c.pumps = append(c.pumps, startPump(c, f, keeper.Stdout, true))
 	}
 }
 
 // emit is where all output passes: to the log first, which nobody can delay, then to those attached.
 func (c *container) emit(stream keeper.Stream, now time.Time, data []byte) {
-	to := crilog.Stdout
-	if stream == keeper.Stderr {
-		to = crilog.Stderr
-	}
-	c.log.Write(to, now, data)
+	c.log.Write(logStream(stream), now, data)
 	c.viewers.send(stream, data)
+}
+
+// settled says whether all that was emitted of stream is in the log.
+func (c *container) settled(stream keeper.Stream) bool { return c.log.Settled(logStream(stream)) }
+
+func logStream(stream keeper.Stream) crilog.Stream {
+	if stream == keeper.Stderr {
+		return crilog.Stderr
+	}
+	return crilog.Stdout
 }
 
 // watch waits for the end of the process and reports it. gone is closed when the launcher has ended: until then the

@@ -19,23 +19,28 @@ const (
 	hangupRetry = time.Second
 )
 
-// chunks are the buffers of all pumps; 64 KiB is what a pipe holds. A pump has one only while it has data in hand: an
-// idle container costs a goroutine per output and no buffer.
-var chunks = sync.Pool{New: func() any { b := make([]byte, keeper.MaxFrame); return &b }}
+// maxChunk bounds what is read at once, in bytes. If the keeper dies, at most 64 KiB are lost: this, as much as crilog holds
+// back of a line, and as much as it drops of one whose beginning was lost.
+const maxChunk = 32 << 10
 
-// pump moves one output of a workload to emit, until finish or the end of the output.
+// chunks are the buffers of all pumps. A pump has one only while it has data in hand: an idle container costs a goroutine
+// per output and no buffer.
+var chunks = sync.Pool{New: func() any { b := make([]byte, maxChunk); return &b }}
+
+// pump moves one output of a container to its log and its viewers, until finish or the end of the output.
 type pump struct {
+	c        *container
 	file     *os.File
 	stream   keeper.Stream
 	terminal bool
-	emit     func(stream keeper.Stream, now time.Time, data []byte)
-	flow     *gate
+	marked   bool // see mark
 	ending   chan struct{}
 	done     chan struct{}
 }
 
-func startPump(file *os.File, stream keeper.Stream, terminal bool, flow *gate, emit func(keeper.Stream, time.Time, []byte)) *pump {
-	p := &pump{file: file, stream: stream, terminal: terminal, flow: flow, emit: emit, ending: make(chan struct{}), done: make(chan struct{})}
+func startPump(c *container, file *os.File, stream keeper.Stream, terminal bool) *pump {
+	p := &pump{c: c, file: file, stream: stream, terminal: terminal, ending: make(chan struct{}), done: make(chan struct{})}
+	p.marked = !terminal && isMarked(file)
 	go p.run()
 	return p
 }
@@ -94,8 +99,15 @@ func (p *pump) move() error {
 
 // step is one read with the way of what was read: inside the gate, it is in the pipe or has arrived.
 func (p *pump) step(fd int) (int, error) {
-	p.flow.enter()
-	defer p.flow.leave()
+	p.c.k.flow.enter()
+	defer p.c.k.flow.leave()
+	if !p.terminal && !p.marked {
+		if !readable(fd) {
+			return 0, unix.EAGAIN
+		}
+		mark(fd, true)
+		p.marked = true
+	}
 	chunk := chunks.Get().(*[]byte)
 	defer chunks.Put(chunk)
 	n, err := read(fd, *chunk)
@@ -103,7 +115,10 @@ func (p *pump) step(fd int) (int, error) {
 		err = io.EOF
 	}
 	if n > 0 {
-		p.emit(p.stream, time.Now(), (*chunk)[:n])
+		p.c.emit(p.stream, time.Now(), (*chunk)[:n])
+	} else if p.marked && p.c.settled(p.stream) {
+		mark(fd, false)
+		p.marked = false
 	}
 	return n, err
 }
@@ -113,6 +128,7 @@ func (p *pump) drain() {
 	chunk := chunks.Get().(*[]byte)
 	defer chunks.Put(chunk)
 	_ = control(p.file, func(fd int) error {
+		mark(fd, true)                                  // for good: nobody else reads this FIFO, unless we die now
 		left, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // FIONREAD by its other name
 		for err == nil && left > 0 {
 			var n int
@@ -120,11 +136,38 @@ func (p *pump) drain() {
 			if n <= 0 {
 				break
 			}
-			p.emit(p.stream, time.Now(), (*chunk)[:n])
+			p.c.emit(p.stream, time.Now(), (*chunk)[:n])
 			left -= n
 		}
 		return err
 	})
+}
+
+// mark notes on a FIFO itself, where a next keeper finds it, that more was read of it than is in the log; or that this is no
+// longer so. It is the sticky bit, which means nothing for a FIFO: it costs no memory and no I/O. A keeper that dies with
+// the mark set has taken lines with it, and perhaps the beginning of the next one. An error costs something only then.
+func mark(fd int, on bool) {
+	var stat unix.Stat_t
+	if unix.Fstat(fd, &stat) != nil {
+		return
+	}
+	mode := stat.Mode & 0o7777 &^ unix.S_ISVTX // the rest may be the workload's doing
+	if on {
+		mode |= unix.S_ISVTX
+	}
+	_ = unix.Fchmod(fd, mode)
+}
+
+func isMarked(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeSticky != 0
+}
+
+// readable says whether there is something to read, or the end.
+func readable(fd int) bool {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n > 0
 }
 
 // read is read(2); an error comes with 0 bytes.

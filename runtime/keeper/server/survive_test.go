@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -332,5 +333,87 @@ func TestShutdown(t *testing.T) {
 	n.c = n.dial()
 	if again := n.exit("c", ""); again.Seq != e.Seq || again.Code != 137 {
 		t.Errorf("the exit came as %+v, then as %+v", e, again)
+	}
+}
+
+// What the keeper had of a line when it died is lost, and the rest of that line must not pass for one.
+func TestTheKeeperDiesWithinALine(t *testing.T) {
+	n := newNode(t)
+	withInput := func(r *keeper.CreateRequest) { r.Stdin = true }
+	n.run("short", `echo first; printf 'half a '; read x; echo line; echo whole`, withInput)
+	n.run("long", `head -c 20000 /dev/zero | tr '\0' x; read x; echo end; echo whole`, withInput)
+	n.run("none", `echo first; read x; echo second`, withInput)
+	marked := func(id string) bool {
+		info, err := os.Stat(filepath.Join(n.dir, keeper.ContainersDir, id, keeper.FileStdout))
+		return err == nil && info.Mode()&os.ModeSticky != 0
+	}
+	eventually(t, "the beginnings to be read", func() bool {
+		short, _ := n.logged("short")
+		long, _ := n.logged("long")
+		none, _ := n.logged("none")
+		return short == "first\n" && len(long) == 16<<10 && none == "first\n" && marked("short") && marked("long") && !marked("none")
+	})
+	n.crash()
+	n.crash() // the first one after it has not come to the end of the line either
+	for id, want := range map[string]string{
+		"short": "first\nwhole\n",
+		"long":  strings.Repeat("x", 16<<10) + "\nwhole\n",
+		"none":  "first\nsecond\n", // where nothing was in hand nothing is lost
+	} {
+		a := n.attach(id)
+		io.WriteString(a.Stdin, "go\n")
+		n.exit(id, "")
+		if out, _ := n.logged(id); out != want {
+			t.Errorf("the log of %s has %d bytes, ending in %.40q, want %d", id, len(out), out[max(0, len(out)-40):], len(want))
+		}
+	}
+}
+
+// Killed again and again while a container writes without a pause, the keeper takes at most 64 KiB with it each time;
+// nothing is torn, doubled or out of order.
+func TestTheKeeperDiesUnderLoad(t *testing.T) {
+	n := newNode(t)
+	writer := n.link("berth-writer")
+	const kills, last = 20, 30_000
+	if _, err := n.c.Create(n.ctx(), n.prepare("w", bundle{Args: []string{writer, strconv.Itoa(last)}})); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.c.Start(n.ctx(), "w"); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(n.dir, "w.log")
+	for range kills {
+		info, err := os.Stat(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "more to be logged", func() bool { now, _ := os.Stat(log); return now.Size() > info.Size()+1000 })
+		n.crash()
+	}
+	n.wantAdopted(n.exit("w", ""), 17)
+	out, _ := n.logged("w")
+	before, gaps := 0, 0
+	for line := range strings.Lines(out) {
+		if line == "the end" {
+			break
+		}
+		i, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil || len(line) != 100 || i <= before {
+			t.Fatalf("line %q comes after %d", line, before)
+		}
+		if missing := (i - before - 1) * 100; missing > 0 {
+			gaps++
+			t.Logf("%d bytes are missing before line %d", missing, i)
+			if missing > 64<<10 {
+				t.Errorf("these are too many")
+			}
+		}
+		before = i
+	}
+	if before != last || !strings.HasSuffix(out, "\nthe end") {
+		t.Errorf("the log ends in %.200q", out[max(0, len(out)-200):])
+	}
+	if gaps > kills {
+		t.Errorf("%d gaps after %d kills", gaps, kills)
 	}
 }
