@@ -31,18 +31,18 @@ const (
 // An applier goes along while an archive is unpacked into an empty tree. It turns whiteouts into those of overlayfs,
 // notices what depends on the layers below, and remembers the directories that must take their attributes from there.
 type applier struct {
-	tree  string
-	base  bool // nothing lies below
-	count func(bytes, inodes uint64)
+	tree string
+	base bool // nothing lies below
+	in   *ingest
 
 	explicit map[string]bool // directories that the archive has an entry for, or that begin anew: path from the root
 	implied  map[string]bool // directories that it has none for
 	gone     map[string]bool // names that a whiteout hides and nothing has replaced: path on disk
 }
 
-func newApplier(tree string, base bool, count func(bytes, inodes uint64)) *applier {
+func newApplier(in *ingest) *applier {
 	return &applier{
-		tree: tree, base: base, count: count,
+		tree: in.tree(), base: in.req.Below == nil, in: in,
 		explicit: map[string]bool{"/": true}, implied: map[string]bool{}, gone: map[string]bool{},
 	}
 }
@@ -51,6 +51,9 @@ func newApplier(tree string, base bool, count func(bytes, inodes uint64)) *appli
 func (a *applier) filter(hdr *tar.Header) (bool, error) {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return false, nil
+	}
+	if err := a.in.admit(hdr); err != nil {
+		return false, err
 	}
 	name := path.Clean("/" + hdr.Name)
 	dir, base := path.Split(name)
@@ -72,7 +75,7 @@ func (a *applier) filter(hdr *tar.Header) (bool, error) {
 		}
 	}
 	if !strings.HasPrefix(base, whiteoutPrefix) {
-		a.count(weight(hdr))
+		a.in.count(weight(hdr))
 	}
 	return true, nil
 }
@@ -149,7 +152,7 @@ func (a *applier) whiteout(_ *tar.Header, p string) (bool, error) {
 	switch {
 	case errors.Is(err, iofs.ErrNotExist):
 		a.gone[p] = true
-		a.count(0, 1)
+		a.in.count(0, 1)
 		return false, unix.Mknod(p, unix.S_IFCHR, 0)
 	case err != nil:
 		return false, err
@@ -165,14 +168,6 @@ func setOpaque(dir string) error {
 		return &os.PathError{Op: "setxattr " + xattrOpaque, Path: dir, Err: err}
 	}
 	return nil
-}
-
-// weigh returns a filter that lets all pass and counts it.
-func weigh(count func(bytes, inodes uint64)) func(*tar.Header) (bool, error) {
-	return func(hdr *tar.Header) (bool, error) {
-		count(weight(hdr))
-		return true, nil
-	}
 }
 
 // weight returns about what an entry takes on disk.

@@ -135,7 +135,7 @@ func (x *extractor) file(hdr *tar.Header, dir, base string, content io.Reader) e
 	if hdr.Size <= smallFile {
 		return x.writers.add(f, content)
 	}
-	return errors.Join(copyTo(fd, content), f.finish())
+	return errors.Join(copyTo(x.writers.ctx, fd, content), f.finish())
 }
 
 // create makes an empty file that must not be there yet.
@@ -180,9 +180,6 @@ func (x *extractor) makeRoom(hdr *tar.Header) (p string, proceed bool, err error
 	}
 	if err := x.makeParents(parent); err != nil {
 		return "", false, err
-	}
-	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok && (hidden == "" || hidden == "." || hidden == "..") {
-		return "", false, fmt.Errorf("whiteout of no name: %w", errdefs.ErrInvalidArgument)
 	}
 	if usual, err := x.whiteout(hdr, p); err != nil || !usual {
 		return p, false, err
@@ -383,9 +380,13 @@ func (f newFile) setAttributes() error {
 }
 
 // copyTo writes a file of any size.
-func copyTo(fd int, content io.Reader) error {
+func copyTo(ctx context.Context, fd int, content io.Reader) error {
 	buffer := make([]byte, smallFile)
 	for {
+		// Here too: the hole of a sparse file is read from nowhere, and so without end by the archive's.
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := content.Read(buffer)
 		if werr := writeAll(fd, buffer[:n]); werr != nil {
 			return werr

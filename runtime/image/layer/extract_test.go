@@ -117,14 +117,25 @@ func odd(t *testing.T) []byte {
 	return buf.Bytes()
 }
 
+// aloneApplier returns one with a tree of its own.
+func aloneApplier(t *testing.T) *applier {
+	t.Helper()
+	in := &ingest{store: openStore(t), dir: t.TempDir()}
+	if err := os.Mkdir(in.tree(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return newApplier(in)
+}
+
 // applyBy unpacks the archive with a fresh applier and tells the tree, one line for each thing in it.
 func applyBy(t *testing.T, extract func(a *applier) error) string {
 	t.Helper()
-	tree := t.TempDir()
+	a := aloneApplier(t)
+	a.base = false
+	tree := a.tree
 	if err := os.Chmod(tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a := newApplier(tree, false, func(uint64, uint64) {})
 	if err := extract(a); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +236,7 @@ func TestExtractFails(t *testing.T) {
 	for name, data := range cases {
 		t.Run(name, func(t *testing.T) {
 			before := openFiles(t)
-			a := newApplier(t.TempDir(), true, func(uint64, uint64) {})
+			a := aloneApplier(t)
 			if err := a.extract(t.Context(), data); err == nil {
 				t.Error("no error")
 			}
@@ -249,7 +260,7 @@ func TestExtractEndsWithContext(t *testing.T) {
 	needRoot(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	a := newApplier(t.TempDir(), true, func(uint64, uint64) {})
+	a := aloneApplier(t)
 	err := a.extract(ctx, bytes.NewReader(archiveOf(t, []entry{{name: "a", body: "x"}})))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)

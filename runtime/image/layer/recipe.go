@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc64"
 	"io"
 	"os"
 	"path"
@@ -21,8 +22,9 @@ import (
 )
 
 // writeRecipe hands the archive r to apply and writes to file what is needed to make it again: all of it but the
-// content of its files. It returns when r was read to its end, or something failed.
-func writeRecipe(file string, r io.Reader, apply func(io.Reader) error) (err error) {
+// content of its files. It returns when r was read to its end, or something failed. max bounds the content of all files;
+// 0 is no bound.
+func writeRecipe(file string, r io.Reader, max int64, apply func(io.Reader) error) (err error) {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -32,7 +34,8 @@ func writeRecipe(file string, r io.Reader, apply func(io.Reader) error) (err err
 	if err != nil {
 		return err
 	}
-	split, done, err := asm.NewInputTarStreamWithDone(r, packer{json.NewEncoder(zw)}, nil)
+	sums := &checksums{left: max, bounded: max > 0, stop: make(chan struct{})}
+	split, done, err := asm.NewInputTarStreamWithDone(r, packer{json.NewEncoder(zw)}, sums)
 	if err != nil {
 		return err
 	}
@@ -41,7 +44,8 @@ func writeRecipe(file string, r io.Reader, apply func(io.Reader) error) (err err
 		// The end of an archive is followed by padding, which belongs to it.
 		_, applyErr = io.Copy(io.Discard, split)
 	}
-	// Without this the splitter would wait for a reader, and go on to use r after our return.
+	// Without these the splitter would wait for a reader, or read a hole, and go on to use r after our return.
+	close(sums.stop)
 	_ = split.Close()
 	splitErr := <-done
 	if applyErr != nil {
@@ -51,6 +55,40 @@ func writeRecipe(file string, r io.Reader, apply func(io.Reader) error) (err err
 		return splitErr
 	}
 	return zw.Close()
+}
+
+// checksums computes those of the files, by which the recipe knows them again.
+//
+// It is the one place where a sparse file is read as long as it says it is: some bytes of archive can stand for years of
+// zeros, in which the splitter sees nothing of what became of the archive elsewhere.
+type checksums struct {
+	left    int64 // of the bound
+	bounded bool
+	stop    chan struct{} // closed when nobody wants the recipe any more
+	buf     [32 << 10]byte
+}
+
+func (c *checksums) Put(_ string, content io.Reader) (size int64, sum []byte, err error) {
+	crc := crc64.New(storage.CRCTable)
+	for {
+		n, err := content.Read(c.buf[:])
+		crc.Write(c.buf[:n])
+		size += int64(n)
+		if errors.Is(err, io.EOF) {
+			return size, crc.Sum(nil), nil
+		}
+		if err != nil {
+			return size, nil, err
+		}
+		if c.left -= int64(n); c.bounded && c.left < 0 {
+			return size, nil, fmt.Errorf("the files of the archive are too large: %w", errdefs.ErrResourceExhausted)
+		}
+		select {
+		case <-c.stop:
+			return size, nil, io.ErrClosedPipe
+		default:
+		}
+	}
 }
 
 // packer writes the entries of a recipe as JSON lines. Unlike the one of tar-split it does not refuse an archive that

@@ -63,6 +63,7 @@ type ingest struct {
 	req   UnpackRequest
 	dir   string
 	info  Info
+	meter meter
 }
 
 func (s *Store) newIngest(req UnpackRequest) (*ingest, error) {
@@ -94,6 +95,7 @@ func (in *ingest) reset() error {
 	in.store.ingestBytes.Add(-int64(in.info.Bytes))
 	in.store.ingestInodes.Add(-int64(in.info.Inodes))
 	in.info = Info{ChainID: in.req.ChainID, DiffID: in.req.DiffID}
+	in.meter = meter{}
 	if err := os.RemoveAll(in.tree()); err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (in *ingest) applyAlone(ctx context.Context) (*applier, error) {
 	if err := in.reset(); err != nil {
 		return nil, err
 	}
-	a := newApplier(in.tree(), in.req.Below == nil, in.count)
+	a := newApplier(in)
 	return a, in.read(ctx, func(r io.Reader) error { return a.extract(ctx, r) })
 }
 
@@ -165,7 +167,7 @@ func (in *ingest) applyOnTop(ctx context.Context, below []digest.Digest) error {
 		return err
 	}
 	err := in.read(ctx, func(r io.Reader) error {
-		_, err := archive.Apply(ctx, merged, r, archive.WithFilter(weigh(in.count)))
+		_, err := archive.Apply(ctx, merged, r, archive.WithFilter(in.weigh))
 		return err
 	})
 	return errors.Join(err, Unmount(merged), os.Remove(merged), os.RemoveAll(work))
@@ -185,7 +187,7 @@ func (in *ingest) read(ctx context.Context, apply func(io.Reader) error) (err er
 	defer plain.Close()
 	verified := &verifier{r: plain, digester: in.req.DiffID.Algorithm().Digester(), max: in.req.MaxBytes}
 	ahead := newReadAhead(verified)
-	err = writeRecipe(in.path(recipeName), ahead, apply)
+	err = writeRecipe(in.path(recipeName), ahead, in.req.MaxBytes, apply)
 	ahead.Close()
 	if err != nil {
 		return err
