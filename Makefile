@@ -17,6 +17,9 @@ TEST_TIMEOUT ?= 20m
 FOCUS ?=
 # One or more of the integration tests: make test-integration RUN=TestRestart
 RUN ?=
+# How long, in seconds, and which of the fuzz targets: make fuzz FUZZTIME=600 FUZZ='^FuzzUser$'
+FUZZTIME ?= 60
+FUZZ ?=
 # More flags for every go test: make test TESTFLAGS=-v
 TESTFLAGS ?=
 # The runner of a virtual machine with cgroup v2, called as $(V2_VM) $(V2_VM_FLAGS) -- COMMAND in this folder, which it shares.
@@ -96,6 +99,10 @@ test-integration: build tools images ## Run the black-box tests on this kernel (
 .PHONY: critest
 critest: build tools images ## Run critest against a node of its own (as root); FOCUS=regexp runs some specs
 	CRITEST_FOCUS='$(FOCUS)' $(GO) test -tags integration -count=1 -timeout 40m -v ./integration/critest
+
+.PHONY: fuzz
+fuzz: ## Fuzz all parsers for FUZZTIME seconds in all (60; as root); FUZZ=regexp takes some
+	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' FUZZ='$(FUZZ)' integration/fuzz/run
 
 .PHONY: test-v2
 test-v2: out/v2 ## Run the suite on cgroup v2: here, or in the virtual machine started by $V2_VM

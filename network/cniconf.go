@@ -38,6 +38,9 @@ func loadConfFile(path string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
+	if single.Network.Name == "" {
+		return nil, errors.New("no name")
+	}
 	if single.Network.Type == "" {
 		return nil, errors.New("no type: a list of plugins must be in a file named *.conflist")
 	}

@@ -2,6 +2,7 @@ package network
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -38,9 +39,15 @@ func resultOf(from types.Result) (Result, error) {
 	}
 	var res Result
 	for _, i := range r.Interfaces {
+		if i == nil {
+			return Result{}, errors.New("CNI result: an interface is null")
+		}
 		res.Interfaces = append(res.Interfaces, Interface{Name: i.Name, MAC: i.Mac, NetNS: i.Sandbox})
 	}
 	for _, conf := range r.IPs {
+		if conf == nil {
+			return Result{}, errors.New("CNI result: an address is null")
+		}
 		addr, ok := netip.AddrFromSlice(conf.Address.IP)
 		if !ok {
 			return Result{}, fmt.Errorf("CNI result: address %v is none", conf.Address.IP)

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bufio"
+	"container/list"
 	"context"
 	"errors"
 	"io"
@@ -22,14 +23,20 @@ type listener struct {
 	mu     sync.Mutex
 	closed bool
 	conns  map[*conn]struct{}
+	// silent are the connections that have not shown a token, the oldest first.
+	silent *list.List
 }
+
+// maxSilent bounds the connections that have not shown a token. Whoever can reach the port can open any number, and each
+// costs a descriptor; a client shows its token at once. So a further connection ends the oldest of these.
+const maxSilent = 256
 
 func newListener(l net.Listener, log *slog.Logger) (*listener, error) {
 	h, err := newHangups()
 	if err != nil {
 		return nil, err
 	}
-	return &listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}}, nil
+	return &listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}, silent: list.New()}, nil
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -39,19 +46,43 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	w := &conn{Conn: c, listener: l}
 	w.gone, w.end = context.WithCancel(context.Background())
+	oldest, err := l.add(w)
+	if oldest != nil {
+		_ = oldest.Close()
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// add remembers a connection, and returns the one that must go for it, if any.
+func (l *listener) add(w *conn) (oldest *conn, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		_ = c.Close()
 		return nil, net.ErrClosed
 	}
-	if w.unwatch, err = l.hangups.watch(c.(*net.TCPConn), w.end); err != nil {
+	if w.unwatch, err = l.hangups.watch(w.Conn.(*net.TCPConn), w.end); err != nil {
 		// Its end will still be seen when somebody reads that far.
 		l.log.Warn("streaming connection cannot be watched, ignoring", "err", err)
 		w.unwatch = func() {}
 	}
 	l.conns[w] = struct{}{}
-	return w, nil
+	if l.silent.Len() >= maxSilent {
+		oldest = l.silent.Front().Value.(*conn)
+	}
+	w.silent = l.silent.PushBack(w)
+	return oldest, nil
+}
+
+// spoke says that the client of a request has shown a token.
+func spoke(r *http.Request) {
+	c := r.Context().Value(connKey{}).(*conn)
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	c.listener.silent.Remove(c.silent)
 }
 
 // Close closes the listener and every connection. Calling it again does nothing.
@@ -88,6 +119,7 @@ type conn struct {
 	gone    context.Context
 	end     context.CancelFunc
 	unwatch func()
+	silent  *list.Element // of the listener's, guarded by its mu
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -117,13 +149,17 @@ func (c *conn) Close() error {
 	c.end()
 	c.listener.mu.Lock()
 	delete(c.listener.conns, c)
+	c.listener.silent.Remove(c.silent)
 	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }
 
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
 // connContext gives a connection its context, for http.Server.
 func connContext(ctx context.Context, c net.Conn) context.Context {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, connKey{}, c))
 	context.AfterFunc(c.(*conn).gone, cancel)
 	return ctx
 }

@@ -124,6 +124,7 @@ func (s *Server) session(serve func(http.ResponseWriter, *http.Request, any) (se
 			http.NotFound(w, r)
 			return
 		}
+		spoke(r)
 		u := &upgradable{ResponseWriter: w}
 		if !serve(u, r, request) && u.conn != nil {
 			// The client upgraded the connection and then did not open its streams: the library gives up without closing.

@@ -56,12 +56,18 @@ func when(wanted bool, t wsstream.ChannelType) wsstream.ChannelType {
 	return wsstream.IgnoreChannel
 }
 
+// maxSizeText bounds the JSON of one terminal's size, in bytes.
+const maxSizeText = 4096
+
 // decodeSizes passes the terminal's sizes on until the client stops sending or ctx ends, and closes out.
 func decodeSizes(ctx context.Context, in io.Reader, out chan<- Size) {
 	defer close(out)
-	d := json.NewDecoder(in)
+	// A text without end would be kept whole.
+	bounded := &io.LimitedReader{R: in}
+	d := json.NewDecoder(bounded)
 	for {
 		var size Size
+		bounded.N = maxSizeText
 		if d.Decode(&size) != nil {
 			return
 		}

@@ -1,8 +1,10 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -43,12 +45,23 @@ func ApplyCDI(s *specs.Spec, devices, dirs []string) error {
 	if len(devices) == 0 {
 		return nil
 	}
-	options := []cdi.Option{cdi.WithAutoRefresh(false)}
-	if dirs != nil {
-		options = append(options, cdi.WithSpecDirs(dirs...))
+	if dirs == nil {
+		dirs = cdi.DefaultSpecDirs
 	}
+	err := injectCDI(s, devices, dirs)
+	if errors.Is(err, errCDIPanic) {
+		err = errors.Join(err, brokenCDI(dirs))
+	}
+	return err
+}
+
+// errCDIPanic says that the library could not cope with a description: with null where it expects more, it panics.
+var errCDIPanic = errors.New("the CDI descriptions cannot be read")
+
+func injectCDI(s *specs.Spec, devices, dirs []string) (err error) {
+	defer unpanic(&err)
 	// A broken description of another vendor is no reason to fail: what counts is whether these devices are found.
-	cache, err := cdi.NewCache(options...)
+	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false), cdi.WithSpecDirs(dirs...))
 	if err != nil {
 		return fmt.Errorf("CDI: %w", err)
 	}
@@ -56,4 +69,32 @@ func ApplyCDI(s *specs.Spec, devices, dirs []string) error {
 		return fmt.Errorf("CDI_devices: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// brokenCDI names the files that the library panics at.
+func brokenCDI(dirs []string) error {
+	read := func(file string) (err error) {
+		defer unpanic(&err)
+		_, err = cdi.ReadSpec(file, 0)
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		files, _ := filepath.Glob(filepath.Join(dir, "*")) // the library reads no folders in these
+		for _, file := range files {
+			if ext := filepath.Ext(file); ext != ".json" && ext != ".yaml" {
+				continue
+			}
+			if errors.Is(read(file), errCDIPanic) {
+				errs = append(errs, fmt.Errorf("%s: %w", file, errdefs.ErrFailedPrecondition))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func unpanic(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: %v", errCDIPanic, p)
+	}
 }
