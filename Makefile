@@ -37,6 +37,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 include internal/pause/Makefile
+include internal/enter/Makefile
 
 ##@ Build
 
@@ -167,7 +168,7 @@ staticcheck:
 ##@ Look after
 
 .PHONY: lint
-lint: deps staticcheck pause-check ## Check the format, go vet, staticcheck, and the embedded programs
+lint: deps staticcheck pause-check enter-check ## Check the format, go vet, staticcheck, and the embedded programs
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$$unformatted"; exit 1; }
 	$(GO) vet -tags 'seccomp integration' ./...
 	$(GO) vet -tags failpoints ./internal/failpoint

@@ -1,0 +1,6 @@
+package enter
+
+import _ "embed"
+
+//go:embed enter_arm64
+var program []byte

@@ -1,0 +1,165 @@
+package enter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files are what a process is started with. All stay the caller's to close.
+type Files struct {
+	// Program is an open file with Binary, executable; its number is above FileProc.
+	Program *os.File
+	// Plan is an encoded plan, open for reading.
+	Plan *os.File
+	// Init is a pidfd of the container's init.
+	Init *os.File
+	// Proc is the node's /proc.
+	Proc *os.File
+	// Stdio are the workload's standard streams.
+	Stdio [3]*os.File
+	// Cgroup, if it is not nil, is the folder of the cgroup (v2) in which the process is born.
+	Cgroup *os.File
+}
+
+// An Error says which step failed. It wraps the system's error.
+type Error struct{ Report Report }
+
+func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Report.Step, e.Report.Errno) }
+
+// Unwrap returns the number that the kernel gave.
+func (e *Error) Unwrap() error { return e.Report.Errno }
+
+// ErrNotStarted says that the program itself could not be started, so that nothing has happened.
+var ErrNotStarted = errors.New("the enter program was not started")
+
+// Start starts the workload and returns when it runs: its pid and a pidfd, which is the caller's. It is a child of the
+// caller's process; so is the program itself, which has ended by then or is about to: the caller reaps both. At the end of
+// ctx all is killed. A step that failed is an *Error.
+func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, nil, err
+	}
+	conn, theirs, err := socketpair()
+	if err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
+	}
+	defer conn.Close()
+	first, err := f.exec(theirs)
+	theirs.Close()
+	if err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
+	}
+	defer unix.Close(first)
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+
+	pid, pidfd, err = read(conn)
+	if err == nil {
+		err = ended(conn)
+	} else {
+		_ = unix.PidfdSendSignal(first, unix.SIGKILL, nil, 0) // it has ended, as a rule
+	}
+	if err == nil {
+		return pid, pidfd, nil
+	}
+	if pidfd != nil {
+		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+		pidfd.Close()
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return 0, nil, err
+}
+
+// exec starts the program and returns its pidfd.
+func (f *Files) exec(report *os.File) (int, error) {
+	pidfd := -1
+	attr := &syscall.SysProcAttr{PidFD: &pidfd}
+	if f.Cgroup != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(f.Cgroup.Fd())
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", f.Program.Fd())
+	// Not os.StartProcess: it would wait for the child in a thread, and the caller reaps.
+	_, _, err := syscall.StartProcess(path, []string{"berth-enter"}, &syscall.ProcAttr{
+		Dir: "/",
+		Files: []uintptr{
+			f.Stdio[0].Fd(), f.Stdio[1].Fd(), f.Stdio[2].Fd(),
+			FilePlan: f.Plan.Fd(), FileReport: report.Fd(), FileInit: f.Init.Fd(), FileProc: f.Proc.Fd(),
+		},
+		Sys: attr,
+	})
+	if err == nil && pidfd < 0 {
+		err = errors.New("this kernel gives no pidfd")
+	}
+	return pidfd, err
+}
+
+// read reads the report that the process was made.
+func read(conn *net.UnixConn) (int, *os.File, error) {
+	data, oob := make([]byte, ReportSize), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
+	if err != nil {
+		return 0, nil, fmt.Errorf("read the report: %w", err)
+	}
+	pidfd := received(oob[:oobn])
+	report, err := ParseReport(data[:n])
+	if err == nil && report.Pid == 0 {
+		err = &Error{report}
+	}
+	if err == nil && pidfd == nil {
+		err = errors.New("the report came without a pidfd")
+	}
+	return report.Pid, pidfd, err
+}
+
+func received(oob []byte) *os.File {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return nil
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil
+	}
+	return os.NewFile(uintptr(fds[0]), "pidfd")
+}
+
+// ended returns nil when the socket ends: the workload runs. Anything else is a failure on the way.
+func ended(conn *net.UnixConn) error {
+	data := make([]byte, ReportSize)
+	n, _, _, _, err := conn.ReadMsgUnix(data, nil)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the workload: %w", err)
+	}
+	report, err := ParseReport(data[:n])
+	if err != nil {
+		return err
+	}
+	return &Error{report}
+}
+
+func socketpair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs, ours := os.NewFile(uintptr(fds[1]), "report"), os.NewFile(uintptr(fds[0]), "report")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
