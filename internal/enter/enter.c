@@ -520,6 +520,8 @@ __attribute__((noreturn)) static void second(const struct plan *p)
 	/* By the node's /proc: what the container has mounted on its own is not to be trusted. */
 	if (p->apparmor) {
 		label = call(SYS_openat, PROC, "self/attr/apparmor/exec", O_WRONLY | O_CLOEXEC);
+		if (label == -ENOENT) /* before Linux 5.1 */
+			label = call(SYS_openat, PROC, "self/attr/exec", O_WRONLY | O_CLOEXEC);
 		check(STEP_APPARMOR, label);
 	}
 	call(SYS_close, PROC);

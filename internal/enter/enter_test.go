@@ -131,7 +131,7 @@ func (w *world) run(p *Plan) (string, syscall.WaitStatus, error) {
 	}
 	defer null.Close()
 	pid, pidfd, err := Start(context.Background(), Files{
-		Program: w.program, Plan: open(w.t, path), Init: w.init, Proc: w.proc, Stdio: [3]*os.File{null, out, out},
+		Program: w.program, Plan: open(w.t, path), Init: int(w.init.Fd()), Proc: w.proc, Stdio: [3]*os.File{null, out, out},
 	})
 	if err != nil {
 		return "", 0, err
@@ -354,7 +354,7 @@ func TestStartEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	null := open(t, os.DevNull)
-	if _, _, err := Start(ctx, Files{Program: w.program, Plan: open(t, path), Init: w.init, Proc: w.proc, Stdio: [3]*os.File{null, null, null}}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := Start(ctx, Files{Program: w.program, Plan: open(t, path), Init: int(w.init.Fd()), Proc: w.proc, Stdio: [3]*os.File{null, null, null}}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the error is %v, want that of the context", err)
 	}
 }

@@ -108,7 +108,9 @@ func (p *Plan) Encode() ([]byte, error) {
 	h.Filter = w.raw(p.Filter)
 	h.Cwd = w.text(p.Cwd)
 	h.Keyring = w.optional(p.Keyring)
-	h.AppArmor = w.optional(p.AppArmor)
+	if p.AppArmor != "" {
+		h.AppArmor = w.text("exec " + p.AppArmor)
+	}
 	h.Path = w.optional(path)
 	h.Args = w.pointers(p.Args)
 	h.Env = w.pointers(env)

@@ -19,8 +19,8 @@ type Files struct {
 	Program *os.File
 	// Plan is an encoded plan, open for reading.
 	Plan *os.File
-	// Init is a pidfd of the container's init.
-	Init *os.File
+	// Init is the number of a pidfd of the container's init.
+	Init int
 	// Proc is the node's /proc.
 	Proc *os.File
 	// Stdio are the workload's standard streams.
@@ -41,8 +41,8 @@ func (e *Error) Unwrap() error { return e.Report.Errno }
 var ErrNotStarted = errors.New("the enter program was not started")
 
 // Start starts the workload and returns when it runs: its pid and a pidfd, which is the caller's. It is a child of the
-// caller's process; so is the program itself, which has ended by then or is about to: the caller reaps both. At the end of
-// ctx all is killed. A step that failed is an *Error.
+// caller's process; so is the program itself, which has ended by then: the caller reaps both. At the end of ctx all is
+// killed. A step that failed is an *Error.
 func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, nil, err
@@ -58,6 +58,7 @@ func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
 		return 0, nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	defer unix.Close(first)
+	defer awaitEnd(first)
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
 
 	pid, pidfd, err = read(conn)
@@ -92,7 +93,7 @@ func (f *Files) exec(report *os.File) (int, error) {
 		Dir: "/",
 		Files: []uintptr{
 			f.Stdio[0].Fd(), f.Stdio[1].Fd(), f.Stdio[2].Fd(),
-			FilePlan: f.Plan.Fd(), FileReport: report.Fd(), FileInit: f.Init.Fd(), FileProc: f.Proc.Fd(),
+			FilePlan: f.Plan.Fd(), FileReport: report.Fd(), FileInit: uintptr(f.Init), FileProc: f.Proc.Fd(),
 		},
 		Sys: attr,
 	})
@@ -100,6 +101,17 @@ func (f *Files) exec(report *os.File) (int, error) {
 		err = errors.New("this kernel gives no pidfd")
 	}
 	return pidfd, err
+}
+
+// awaitEnd returns when the first process is gone from its cgroup, which whoever looks at it would take for the workload's
+// child. It has nothing to do any more, or was killed.
+func awaitEnd(pidfd int) {
+	const limit = 1000 // milliseconds: what does not die is stuck in the kernel
+	for {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, limit); err != unix.EINTR {
+			return
+		}
+	}
 }
 
 // read reads the report that the process was made.
