@@ -18,6 +18,9 @@ import (
 const jobSocket = 3
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == launch.FilterArg {
+		launch.LoadFilter() // on the main thread, see init.go
+	}
 	// One job allocates a few megabytes and then the process ends: collecting them would only cost time.
 	debug.SetGCPercent(-1)
 	if err := run(); err != nil {

@@ -225,6 +225,10 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (p Process, console 
 		in.add(FileStdout, req.Stdout)
 		in.add(FileStderr, req.Stderr)
 	}
+	if c.Protocol() >= 2 { // an older keeper does with Process what Plan says
+		in.add(FilePlan, req.Plan)
+		in.add(FileCgroup, req.Cgroup)
+	}
 	out, err := c.callMaking(ctx, KindExec, req, &in, &p, &Ref{req.ContainerID, req.ExecID})
 	if err != nil {
 		return Process{}, nil, err
@@ -232,6 +236,14 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (p Process, console 
 	console = out.take(FileConsole)
 	out.close()
 	return p, console, nil
+}
+
+// CompileFilter compiles linux.seccomp of a runtime spec into what libcontainer would load. It takes as long as a start
+// and some memory: the caller keeps the result. A keeper of protocol version 1 answers ErrUnimplemented.
+func (c *Client) CompileFilter(ctx context.Context, seccomp json.RawMessage) (Filter, error) {
+	var f Filter
+	_, err := c.call(ctx, KindFilter, FilterRequest{Seccomp: seccomp}, nil, &f)
+	return f, err
 }
 
 // Signal sends a signal to a container's init, or to the process of an exec. It is of class ErrNotFound if there is no

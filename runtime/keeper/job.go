@@ -23,6 +23,8 @@ const (
 	JobCreate JobKind = "create"
 	// JobExec starts a further process in a running container.
 	JobExec JobKind = "exec"
+	// JobFilter compiles a seccomp profile and starts no process.
+	JobFilter JobKind = "filter"
 	// JobDestroy runs libcontainer's Destroy for a stopped container (its poststop hooks, Intel RDT groups).
 	JobDestroy JobKind = "destroy"
 	// JobCheckpoint dumps a running container with criu.
@@ -48,6 +50,8 @@ type Job struct {
 	// SubCgroups places the process of an exec below the container's cgroup: by controller name on cgroup v1, under ""
 	// on v2. The folders exist already.
 	SubCgroups map[string]string `json:"subCgroups,omitempty"`
+	// Seccomp is the profile of the runtime spec to compile (filter).
+	Seccomp json.RawMessage `json:"seccomp,omitempty"`
 	// Checkpoint holds what a checkpoint needs.
 	Checkpoint *CheckpointOptions `json:"checkpoint,omitempty"`
 }
@@ -72,6 +76,8 @@ type JobResult struct {
 	Pid int `json:"pid,omitempty"`
 	// StartTime of the process: field 22 of /proc/PID/stat, clock ticks since boot.
 	StartTime uint64 `json:"startTime,omitempty"`
+	// Filter is the compiled profile.
+	Filter *Filter `json:"filter,omitempty"`
 	// Error is empty if the job is done.
 	Error string `json:"error,omitempty"`
 	// Failure classes Error.

@@ -23,6 +23,7 @@
 //	delete        Ref               -               -                   -
 //	checkpoint    CheckpointRequest -               -                   -
 //	list          -                 -               []State             -
+//	filter        FilterRequest     -               Filter              -
 //	replace       ReplaceRequest    -               Hello               -
 //	shutdown      -                 -               -                   -
 //	cancel        - (its number is that of the request it ends; no answer of its own)
@@ -53,12 +54,13 @@
 // connection ends before anything else was read. Who speaks version 2 speaks version 1.
 //
 //	1	all but what follows
-//	2	replace; one daemon in charge (relieved; exits to one daemon only); hello with a range
+//	2	replace; one daemon in charge (relieved; exits to one daemon only); hello with a range; filter, and exec by plan
 //
 // An error does not say what was asked for, and of which container: the daemon knows.
 package keeper
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,6 +92,7 @@ const (
 	KindDelete     Kind = "delete"
 	KindCheckpoint Kind = "checkpoint"
 	KindList       Kind = "list"
+	KindFilter     Kind = "filter"
 	KindReplace    Kind = "replace"
 	KindShutdown   Kind = "shutdown"
 	KindCancel     Kind = "cancel"
@@ -108,6 +111,8 @@ const (
 	FileStdout  = "stdout"
 	FileStderr  = "stderr"
 	FileConsole = "console"
+	FilePlan    = "plan"
+	FileCgroup  = "cgroup"
 	FilePidfd   = "pidfd"
 	FileOutput  = "output"
 )
@@ -164,6 +169,12 @@ func (h Hello) Range() Range {
 		return Range{h.Version, h.Version}
 	}
 	return *h.Speaks
+}
+
+// FilterRequest has a seccomp profile compiled.
+type FilterRequest struct {
+	// Seccomp is linux.seccomp of the runtime spec.
+	Seccomp json.RawMessage `json:"seccomp"`
 }
 
 // ReplaceRequest has the keeper become another program, in place.
@@ -230,6 +241,7 @@ var classes = []struct {
 	{"unavailable", errdefs.ErrUnavailable},
 	{"unimplemented", errdefs.ErrUnimplemented},
 	{"resource-exhausted", errdefs.ErrResourceExhausted},
+	{"deadline-exceeded", context.DeadlineExceeded}, // the keeper's clock may be the first to notice
 }
 
 // EncodeError makes err ready to be sent; nil stays nil.

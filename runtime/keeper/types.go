@@ -73,6 +73,18 @@ type ExecRequest struct {
 	Stdin  *os.File `json:"-"`
 	Stdout *os.File `json:"-"`
 	Stderr *os.File `json:"-"`
+	// Plan, if it is not nil, is Process as an encoded plan of package enter, which is then used in place of libcontainer.
+	// Cgroup is the folder of the cgroup in which the process is born, on cgroup v2. They stay the caller's to close.
+	Plan   *os.File `json:"-"`
+	Cgroup *os.File `json:"-"`
+}
+
+// A Filter is a compiled seccomp filter, as the kernel takes it.
+type Filter struct {
+	// Code is an array of struct sock_filter.
+	Code []byte `json:"code"`
+	// Flags are those for seccomp(2).
+	Flags uint32 `json:"flags"`
 }
 
 // UnknownExitCode is the exit code of a process whose real one is lost.

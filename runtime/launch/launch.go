@@ -44,6 +44,10 @@ func Serve(conn *net.UnixConn) error {
 		return fmt.Errorf("receive the job: %w", err)
 	}
 	failpoint.Here(failpoint.LaunchJobTaken)
+	if job.Kind == keeper.JobFilter {
+		wire.CloseAll(files)
+		return answerFilter(conn, &job, log)
+	}
 	started, err := do(&job, files)
 	failpoint.Here(failpoint.LaunchJobDone)
 	// The workload has its own copies. Ours must be closed before the answer: whoever reads the other end of a pipe
@@ -74,6 +78,16 @@ func do(job *keeper.Job, files []*os.File) (started *process, err error) {
 		return nil, checkpoint(job)
 	}
 	return nil, argumentError("unknown kind of job %q", job.Kind)
+}
+
+// answerFilter does the one job whose result is data.
+func answerFilter(conn *net.UnixConn, job *keeper.Job, log *logBuffer) error {
+	filter, err := compileFilter(job)
+	result := keeper.JobResult{Filter: filter}
+	if err != nil {
+		result.Failure, result.Error = failureOf(err), log.explain(err)
+	}
+	return wire.Write(conn, &result)
 }
 
 // answer tells the keeper the outcome. A process that it cannot be told of would be nobody's, so that is undone.

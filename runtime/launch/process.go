@@ -11,6 +11,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/rlimit"
 )
 
 // A process is one that libcontainer started and that nobody was told of yet.
@@ -80,7 +82,7 @@ func newProcess(p *specs.Process, terminal bool, files []*os.File) (*libcontaine
 		}
 	}
 	for _, r := range p.Rlimits {
-		limit, err := rlimit(r)
+		limit, err := rlimitOf(r)
 		if err != nil {
 			return nil, err
 		}
@@ -135,28 +137,8 @@ func setStreams(p *libcontainer.Process, terminal bool, files []*os.File) error 
 	return nil
 }
 
-// rlimits holds the names that the runtime spec takes from getrlimit(2).
-var rlimits = map[string]int{
-	"RLIMIT_AS":         unix.RLIMIT_AS,
-	"RLIMIT_CORE":       unix.RLIMIT_CORE,
-	"RLIMIT_CPU":        unix.RLIMIT_CPU,
-	"RLIMIT_DATA":       unix.RLIMIT_DATA,
-	"RLIMIT_FSIZE":      unix.RLIMIT_FSIZE,
-	"RLIMIT_LOCKS":      unix.RLIMIT_LOCKS,
-	"RLIMIT_MEMLOCK":    unix.RLIMIT_MEMLOCK,
-	"RLIMIT_MSGQUEUE":   unix.RLIMIT_MSGQUEUE,
-	"RLIMIT_NICE":       unix.RLIMIT_NICE,
-	"RLIMIT_NOFILE":     unix.RLIMIT_NOFILE,
-	"RLIMIT_NPROC":      unix.RLIMIT_NPROC,
-	"RLIMIT_RSS":        unix.RLIMIT_RSS,
-	"RLIMIT_RTPRIO":     unix.RLIMIT_RTPRIO,
-	"RLIMIT_RTTIME":     unix.RLIMIT_RTTIME,
-	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
-	"RLIMIT_STACK":      unix.RLIMIT_STACK,
-}
-
-func rlimit(r specs.POSIXRlimit) (configs.Rlimit, error) {
-	number, ok := rlimits[r.Type]
+func rlimitOf(r specs.POSIXRlimit) (configs.Rlimit, error) {
+	number, ok := rlimit.Number(r.Type)
 	if !ok {
 		return configs.Rlimit{}, argumentError("process.rlimits: unknown type %q", r.Type)
 	}

@@ -272,7 +272,7 @@ func (c *container) delete(ctx context.Context) error {
 		return fmt.Errorf("it has not ended: %w", errdefs.ErrFailedPrecondition)
 	}
 	if _, err := os.Stat(c.stateDir()); req.Hooks && err == nil {
-		if err := c.k.job(ctx, keeper.Job{
+		if _, err := c.k.job(ctx, keeper.Job{
 			Kind:          keeper.JobDestroy,
 			Root:          filepath.Join(c.k.runDir, keeper.LibcontainerDir),
 			ID:            c.id,
@@ -292,18 +292,18 @@ func (c *container) delete(ctx context.Context) error {
 }
 
 // job has a launcher do what has no process as its result.
-func (k *Keeper) job(ctx context.Context, job keeper.Job) error {
+func (k *Keeper) job(ctx context.Context, job keeper.Job) (keeper.JobResult, error) {
 	l, err := k.pool.get(ctx)
 	if err != nil {
-		return err
+		return keeper.JobResult{}, err
 	}
-	_, pidfd, err := l.do(ctx, job)
+	result, pidfd, err := l.do(ctx, job)
 	if err != nil {
-		return err
+		return keeper.JobResult{}, err
 	}
 	wire.CloseAll([]*os.File{pidfd})
 	k.doWork(l.release)
-	return nil
+	return result, nil
 }
 
 // checkpoint has a launcher dump the container; unless it is left running, its exit is reported as any other.
@@ -315,7 +315,7 @@ func (c *container) checkpoint(ctx context.Context, opts keeper.CheckpointOption
 	if phase != keeper.PhaseRunning {
 		return fmt.Errorf("it does not run: %w", errdefs.ErrFailedPrecondition)
 	}
-	return c.k.job(ctx, keeper.Job{
+	_, err := c.k.job(ctx, keeper.Job{
 		Kind:          keeper.JobCheckpoint,
 		Root:          filepath.Join(c.k.runDir, keeper.LibcontainerDir),
 		ID:            c.id,
@@ -323,4 +323,5 @@ func (c *container) checkpoint(ctx context.Context, opts keeper.CheckpointOption
 		SystemdCgroup: req.SystemdCgroup,
 		Checkpoint:    &opts,
 	})
+	return err
 }

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/berth-node/berth/internal/enter"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -31,12 +31,12 @@ func (e *execution) made() bool { return e.process.Pid != 0 }
 
 // exec starts a process in c. stdio are stdin, stdout and stderr of the process, nil for /dev/null; they stay the
 // caller's. The caller calls watch when it has answered, and gets the master end of a terminal to close.
-func (c *container) exec(ctx context.Context, from *conn, req keeper.ExecRequest, stdio [3]*os.File) (e *execution, console *os.File, watch func(), err error) {
+func (c *container) exec(ctx context.Context, from *conn, req keeper.ExecRequest, stdio [3]*os.File, p plan) (e *execution, console *os.File, watch func(), err error) {
 	e, err = c.reserveExec(req.ExecID)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	proc, console, l, err := c.startExec(ctx, req, stdio)
+	proc, console, gone, err := c.startExec(ctx, req, stdio, p)
 	if err != nil {
 		c.mu.Lock()
 		delete(c.execs, e.id)
@@ -46,8 +46,7 @@ func (c *container) exec(ctx context.Context, from *conn, req keeper.ExecRequest
 	failpoint.Here(failpoint.KeeperExecMade)
 	e.owner = from
 	e.become(proc)
-	c.k.doWork(l.release)
-	return e, console, func() { e.watch(proc, l.gone) }, nil
+	return e, console, func() { e.watch(proc, gone) }, nil
 }
 
 func (c *container) reserveExec(id string) (*execution, error) {
@@ -67,33 +66,64 @@ func (c *container) reserveExec(id string) (*execution, error) {
 	return e, nil
 }
 
-func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio [3]*os.File) (*process, *os.File, *launcher, error) {
-	var consoles *net.UnixConn
-	var files []*os.File
+// startExec also returns what is closed when the process is a child of the keeper: its launcher has gone.
+func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio [3]*os.File, p plan) (*process, *os.File, <-chan struct{}, error) {
 	if req.Terminal {
-		ours, theirs, err := socketpair()
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		defer ours.Close()
-		defer theirs.Close()
-		consoles, files = ours, []*os.File{theirs}
-	} else {
-		null, err := openFile(os.DevNull, unix.O_RDWR)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		defer null.Close()
-		for _, f := range stdio {
-			if f == nil {
-				f = null
-			}
-			files = append(files, f)
-		}
+		return c.launchTerminal(ctx, req)
 	}
-	l, err := c.k.pool.get(ctx)
+	null, err := openFile(os.DevNull, unix.O_RDWR)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	defer null.Close()
+	for i, f := range stdio {
+		if f == nil {
+			stdio[i] = null
+		}
+	}
+	if p.file != nil {
+		proc, err := c.enter(ctx, req, stdio, p)
+		if err == nil || !errors.Is(err, enter.ErrNotStarted) {
+			return proc, nil, closed, err
+		}
+		c.k.log.Warn("exec without a launcher, now with one", "container", c.id, "exec", req.ExecID, "error", err)
+	}
+	proc, l, err := c.launchExec(ctx, req, stdio[:])
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c.k.doWork(l.release)
+	return proc, nil, l.gone, nil
+}
+
+func (c *container) launchTerminal(ctx context.Context, req keeper.ExecRequest) (*process, *os.File, <-chan struct{}, error) {
+	ours, theirs, err := socketpair()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	proc, l, err := c.launchExec(ctx, req, []*os.File{theirs})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ours.SetReadDeadline(time.Now().Add(killGrace))
+	console, err := receiveConsole(ours)
+	if err != nil {
+		proc.signal(int(unix.SIGKILL))
+		proc.pidfd.Close()
+		l.dismiss()
+		return nil, nil, nil, err
+	}
+	c.k.doWork(l.release)
+	return proc, console, l.gone, nil
+}
+
+// launchExec has a launcher start the process. The caller releases or dismisses the launcher.
+func (c *container) launchExec(ctx context.Context, req keeper.ExecRequest, files []*os.File) (*process, *launcher, error) {
+	l, err := c.k.pool.get(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	result, pidfd, err := l.do(ctx, keeper.Job{
 		Kind:          keeper.JobExec,
@@ -106,25 +136,14 @@ func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio
 		Filters:       filepath.Join(c.k.runDir, keeper.FiltersDir),
 	}, files...)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	proc, err := madeProcess(result, pidfd)
 	if err != nil {
 		l.dismiss()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	if !req.Terminal {
-		return proc, nil, l, nil
-	}
-	consoles.SetReadDeadline(time.Now().Add(killGrace))
-	console, err := receiveConsole(consoles)
-	if err != nil {
-		proc.signal(int(unix.SIGKILL))
-		proc.pidfd.Close()
-		l.dismiss()
-		return nil, nil, nil, err
-	}
-	return proc, console, l, nil
+	return proc, l, nil
 }
 
 // become makes e a living process. A record that cannot be written is no reason to fail: it serves only a next keeper.

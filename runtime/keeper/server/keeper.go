@@ -17,7 +17,7 @@
 //	exits.go     exits until they are acknowledged         adopt.go      the next keeper, after a crash
 //	logfile.go   the keeper's own log                      spare.go      what a daemon holds for the next keeper
 //	gate.go      what has to end before a replacement      replace.go    the next keeper, in place of this one
-//	                                                       handover.go   its state      takeover.go  taking it up
+//	enter.go     execs without a launcher                  handover.go   its state      takeover.go  taking it up
 //
 // The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
 // the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher.
@@ -85,6 +85,7 @@ type Keeper struct {
 	listener  *listener
 	reaper    *reaper
 	pool      *pool
+	entry     *entry
 	exits     *exitLog
 	roster    roster
 	// work and flow are what has to end before the keeper can be replaced.
@@ -150,6 +151,10 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
+	entry, err := newEntry()
+	if err != nil {
+		return nil, err
+	}
 	return &Keeper{
 		runDir:     cfg.RunDir,
 		build:      cfg.Build,
@@ -158,6 +163,7 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 		log:        cfg.Log,
 		self:       self,
 		reaper:     newReaper(),
+		entry:      entry,
 		exits:      newExitLog(),
 		roster:     roster{all: make(map[*viewer]struct{})},
 		stop:       stop,

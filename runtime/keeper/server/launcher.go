@@ -58,15 +58,20 @@ func seal(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer src.Close()
+	return sealFrom("berth-launch", src)
+}
+
+// sealFrom returns an executable file in memory with what src gives, which nobody can change any more.
+func sealFrom(name string, src io.Reader) (*os.File, error) {
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("berth-launch", flags|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(name, flags|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3 there is no MFD_EXEC, and every memfd is executable
-		fd, err = unix.MemfdCreate("berth-launch", flags)
+		fd, err = unix.MemfdCreate(name, flags)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f, err := raise(os.NewFile(uintptr(fd), "berth-launch"))
+	f, err := raise(os.NewFile(uintptr(fd), name))
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -41,6 +42,8 @@ func (k *Keeper) request(ctx context.Context, from *conn, msg keeper.Message, fi
 		return k.requestDelete(ctx, msg.Body)
 	case keeper.KindList:
 		return reply{body: k.list()}, nil
+	case keeper.KindFilter:
+		return k.requestFilter(ctx, msg.Body)
 	case keeper.KindShutdown:
 		if why := k.busy(); why != "" {
 			return reply{}, fmt.Errorf("shut down the keeper: %s: %w", why, errdefs.ErrFailedPrecondition)
@@ -103,7 +106,7 @@ func (k *Keeper) requestExec(ctx context.Context, from *conn, body json.RawMessa
 		return reply{}, err
 	}
 	stdio := [3]*os.File{files[keeper.FileStdin], files[keeper.FileStdout], files[keeper.FileStderr]}
-	e, console, watch, err := c.exec(ctx, from, req, stdio)
+	e, console, watch, err := c.exec(ctx, from, req, stdio, plan{files[keeper.FilePlan], files[keeper.FileCgroup]})
 	if err != nil {
 		return reply{}, err
 	}
@@ -112,6 +115,15 @@ func (k *Keeper) requestExec(ctx context.Context, from *conn, body json.RawMessa
 		back[keeper.FileConsole] = console
 	}
 	return reply{body: e.process, files: back, then: func() { go watch() }}, nil
+}
+
+func (k *Keeper) requestFilter(ctx context.Context, body json.RawMessage) (reply, error) {
+	var req keeper.FilterRequest
+	if err := decode(body, &req); err != nil {
+		return reply{}, err
+	}
+	result, err := k.job(ctx, keeper.Job{Kind: keeper.JobFilter, Root: filepath.Join(k.runDir, keeper.LibcontainerDir), Seccomp: req.Seccomp})
+	return reply{body: result.Filter}, err
 }
 
 func (k *Keeper) requestAttach(body json.RawMessage) (reply, error) {
