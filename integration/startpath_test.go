@@ -53,8 +53,8 @@ func TestStartPathExecutesNothingLargeAndSyncsNothing(t *testing.T) {
 	}
 }
 
-// allowedProgram: launchers by their sealed memfd or as libcontainer's init, and the workload's own commands.
-var allowedProgram = regexp.MustCompile(`execve(at)?\(.*("berth-launch"|"berth-init"|\["(/bin/)?(sh|sleep|echo)")`)
+// allowedProgram: launchers by their sealed memfd or as libcontainer's init, the 5 KB that start an exec, and the workload's own commands.
+var allowedProgram = regexp.MustCompile(`execve(at)?\(.*("berth-launch"|"berth-init"|"berth-enter"|\["(/bin/)?(sh|sleep|echo)")`)
 
 // keeperPid finds the keeper by the lock that names it.
 func keeperPid(t *testing.T, n *harness.Node) int {

@@ -53,6 +53,8 @@ type container struct {
 	// signaled says that the stop signal was sent in this life of the daemon.
 	signaled bool
 	specMemo *specs.Spec
+	// filterMemo is what Runtime.filters has for the container, once an exec has asked.
+	filterMemo *keeper.Filter
 
 	// exited is closed when FinishedAt is set, released when nothing is left but the records and the writable layer.
 	exited, released chan struct{}

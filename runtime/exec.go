@@ -81,7 +81,8 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	if err != nil {
 		return nil, err
 	}
-	process, err := json.Marshal(spec.ExecProcess(s, cmd, terminal))
+	ociProcess := spec.ExecProcess(s, cmd, terminal)
+	process, err := json.Marshal(ociProcess)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +95,11 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	if err := x.group.Create(); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id(), err)
 	}
+	files, err := r.enterFiles(c, s, ociProcess, parent, x.group)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.endGroup())
+	}
+	defer files.close()
 	k, err := r.keeper.client(ctx)
 	if err != nil {
 		return nil, errors.Join(err, x.endGroup())
@@ -104,6 +110,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 		ContainerID: c.id(), ExecID: id, Process: process, Terminal: terminal,
 		SubCgroups: parent.SubPaths(execCgroup + id),
 		Stdin:      stdio.stdin, Stdout: stdio.stdout, Stderr: stdio.stderr,
+		Plan: files.plan, Cgroup: files.cgroup,
 	})
 	if err != nil {
 		r.execs.forget(id)
@@ -111,6 +118,7 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 		return nil, errors.Join(fmt.Errorf("exec in container %s: %w", c.id(), err), x.endGroup())
 	}
 	failpoint.Here(failpoint.ExecRunning)
+	r.cfg.Metrics.ExecStarted(files.plan != nil)
 	return x, nil
 }
 

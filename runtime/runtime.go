@@ -54,6 +54,8 @@ type Config struct {
 	MaxExecOutput int
 	// ExecDrain is how long the output of an exec is awaited when its process has ended but somebody holds the pipe.
 	ExecDrain time.Duration
+	// ExecByLibcontainer starts every exec by a launcher, also where package enter could.
+	ExecByLibcontainer bool
 	// MaxLogLine is the size in bytes at which a line of a container's log is split.
 	MaxLogLine int
 	// HostPaths looks up what mounts and logs name; nil is one without a helper.
@@ -84,9 +86,11 @@ type Runtime struct {
 	index  *index
 	events eventLog
 	execs  execTable
-	exits  exitWaiters
-	oom    *cgroups.OOMWatcher
-	usage  usageCache
+	// filters are compiled for execs without a launcher.
+	filters filterTable
+	exits   exitWaiters
+	oom     *cgroups.OOMWatcher
+	usage   usageCache
 
 	// flights joins a call that repeats a running one to it.
 	flights singleflight.Group

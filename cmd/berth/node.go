@@ -203,7 +203,7 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		Keeper: keeper, Handlers: handlers, CDISpecDirs: n.cfg.Container.CDISpecDirs,
 		UnprivilegedPorts: n.cfg.Container.EnableUnprivilegedPorts, UnprivilegedPing: n.cfg.Container.EnableUnprivilegedICMP,
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
-		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout,
+		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout, ExecByLibcontainer: n.cfg.Exec.Libcontainer,
 		HostPaths:  &hostpath.Resolver{Program: "/proc/self/exe"},
 		MaxLogLine: n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
 	}

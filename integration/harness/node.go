@@ -216,6 +216,13 @@ func (n *Node) Restart(t testing.TB) {
 	}
 }
 
+// Reconfigure starts the daemon anew with another configuration.
+func (n *Node) Reconfigure(t testing.TB, config string) {
+	t.Helper()
+	n.options.Config = config
+	n.Restart(t)
+}
+
 // Kill9 ends the daemon without warning.
 func (n *Node) Kill9(t testing.TB) {
 	t.Helper()

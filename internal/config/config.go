@@ -104,6 +104,7 @@ type Container struct {
 type Exec struct {
 	MaxOutput    int           `yaml:"maxOutput"` // bytes a stream
 	DrainTimeout time.Duration `yaml:"drainTimeout"`
+	Libcontainer bool          `yaml:"libcontainer"`
 }
 
 // NRI is the Node Resource Interface.

@@ -23,6 +23,7 @@ type Metrics struct {
 	pulls        *prometheus.HistogramVec
 	pulledBytes  prometheus.Counter
 	starts       *prometheus.CounterVec
+	execs        *prometheus.CounterVec
 	subscribers  prometheus.Gauge
 	subscribersX prometheus.Counter
 	network      *prometheus.HistogramVec
@@ -60,6 +61,10 @@ func New(version string) *Metrics {
 			Name: "berth_image_pulled_bytes_total",
 			Help: "Size on disk of the images that were asked for and pulled or found present.",
 		}),
+		execs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_execs_total",
+			Help: "Commands started in containers, by what started them: enter, or libcontainer where enter cannot.",
+		}, []string{"by"}),
 		starts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_container_starts_total",
 			Help: "Starts of containers, by result (ok, error).",
@@ -87,7 +92,7 @@ func New(version string) *Metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		build, m.rpcs, m.rpcRunning, m.rpcFailures, m.pulls, m.pulledBytes, m.starts, m.subscribers, m.subscribersX, m.network,
+		build, m.rpcs, m.rpcRunning, m.rpcFailures, m.pulls, m.pulledBytes, m.starts, m.execs, m.subscribers, m.subscribersX, m.network,
 	)
 	return m
 }
@@ -118,6 +123,18 @@ func (m *Metrics) ImagePulled(took time.Duration, bytes uint64, err error) {
 	if err == nil {
 		m.pulledBytes.Add(float64(bytes))
 	}
+}
+
+// ExecStarted counts a command started in a container.
+func (m *Metrics) ExecStarted(byEnter bool) {
+	if m == nil {
+		return
+	}
+	by := "libcontainer"
+	if byEnter {
+		by = "enter"
+	}
+	m.execs.WithLabelValues(by).Inc()
 }
 
 // ContainerStarted counts a start.

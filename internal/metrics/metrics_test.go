@@ -53,6 +53,8 @@ func TestMetrics(t *testing.T) {
 	m.CallBegun("RunPodSandbox")("NotFound", 30*time.Millisecond)
 	m.ImagePulled(time.Second, 1000, nil)
 	m.ImagePulled(time.Second, 0, errors.New("no"))
+	m.ExecStarted(true)
+	m.ExecStarted(false)
 	m.ContainerStarted(nil)
 	m.ContainerStarted(errors.New("no"))
 	m.SubscriberJoined()(true)
@@ -75,6 +77,8 @@ func TestMetrics(t *testing.T) {
 		`berth_image_pull_duration_seconds_count{result="ok"} 1`,
 		`berth_image_pull_duration_seconds_count{result="error"} 1`,
 		`berth_image_pulled_bytes_total 1000`,
+		`berth_execs_total{by="enter"} 1`,
+		`berth_execs_total{by="libcontainer"} 1`,
 		`berth_container_starts_total{result="ok"} 1`,
 		`berth_container_starts_total{result="error"} 1`,
 		`berth_event_subscribers 1`,
