@@ -1,3 +1,8 @@
+// Go's runtime would otherwise look in mountinfo for the cgroup with the CPU limit, before main, in each of these processes:
+// on a node with 500 pods that is more than a megabyte of text.
+//
+//go:debug containermaxprocs=0
+
 // berth-launch does one job of the keeper with libcontainer: it creates a container, starts a process in one, destroys
 // or checkpoints one, and exits. The keeper starts a few ahead of need, so that a job finds one waiting.
 //

@@ -21,8 +21,7 @@ import (
 //
 // Nothing depends on it. What fails here fails again with the job, and is reported then.
 func warm() {
-	// libcontainer hands this to its init, which then does not ask the cgroup for its CPU limit and starts one
-	// processor only. It is all that init uses.
+	// libcontainer hands this to its init, which then starts one processor only. It is all that init uses.
 	_ = os.Setenv("GOMAXPROCS", "1")
 
 	selinux.GetEnabled()
