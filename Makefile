@@ -130,6 +130,7 @@ BENCHFLAGS ?=
 .PHONY: bench
 bench: build cni-plugins deps ## Measure speed and size, beside the runtimes of $BENCH_PEERS (as root; on a machine that does nothing else)
 	CGO_ENABLED=0 $(GOBUILD) -o bin/bench ./integration/bench
+	$(CC) -O2 -Wall -Wextra -static -o bin/bench-floor integration/bench/floor/floor.c
 	bin/bench $(BENCHFLAGS)
 
 .PHONY: test-kubelet

@@ -44,6 +44,7 @@ type bench struct {
 	address  string
 	targets  []*target
 	report   report
+	floor    *floor // nil for none
 
 	n        int // measurements of each target in a case
 	density  int
@@ -148,6 +149,9 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 		return stop, err
 	}
 	undo = append(undo, func() error { return os.RemoveAll(dir) })
+	if b.floor, err = openFloor(dir); err != nil {
+		return stop, err
+	}
 	if b.registry, err = openImages(ctx, b.address); err != nil {
 		return stop, err
 	}

@@ -32,6 +32,14 @@ func (b *bench) startAndStop(ctx context.Context, name, what string, s shape, re
 		stop.Series = append(stop.Series, series{Target: t.name})
 	}
 	err := b.byTurns(b.n, func(t *target) error {
+		if b.floor != nil && t == b.targets[0] && !s.hostNetwork {
+			time.Sleep(rest)
+			took, err := b.floor.start(ctx)
+			if err != nil {
+				return err
+			}
+			start.add("floor", took)
+		}
 		time.Sleep(rest)
 		up, down, err := b.run(ctx, t, s)
 		if err == nil {
