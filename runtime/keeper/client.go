@@ -254,7 +254,8 @@ func (c *Client) Signal(ctx context.Context, id, execID string, sig int) error {
 }
 
 // CloseStdin closes the keeper's end of a container's input. The workload sees the end as soon as the attached clients
-// have closed theirs. It does nothing for a terminal, which has no half close, and when it was called before.
+// have closed theirs. That needs StdinOnce: without it the workload has an end of its own. It does nothing for a terminal,
+// which has no half close, and when it was called before.
 func (c *Client) CloseStdin(ctx context.Context, id string) error {
 	_, err := c.call(ctx, KindCloseStdin, Ref{ID: id}, nil, nil)
 	return err

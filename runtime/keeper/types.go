@@ -38,7 +38,8 @@ type CreateRequest struct {
 	Terminal bool `json:"terminal,omitempty"`
 	// Stdin keeps the workload's input open for attached clients; otherwise it is /dev/null.
 	Stdin bool `json:"stdin,omitempty"`
-	// StdinOnce is kept for the daemon, which calls CloseStdin when the first attached client has gone.
+	// StdinOnce is for an input that CloseStdin is to end, which the daemon calls when the first attached client has gone.
+	// Such an input also ends when the keeper and the daemon die at once; any other one does not.
 	StdinOnce bool `json:"stdinOnce,omitempty"`
 	// SystemdCgroup makes libcontainer use the systemd cgroup driver.
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`

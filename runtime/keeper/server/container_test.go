@@ -283,7 +283,7 @@ func TestDescriptorsAndZombies(t *testing.T) {
 	n := newNode(t)
 	pid := n.c.Keeper().Pid
 	cycle := func() {
-		n.run("c", `cat; exit 0`, func(r *keeper.CreateRequest) { r.Stdin = true })
+		n.run("c", `cat; exit 0`, func(r *keeper.CreateRequest) { r.Stdin, r.StdinOnce = true, true })
 		if _, _, err := n.c.Exec(n.ctx(), execRequest("c", "e", "true")); err != nil {
 			t.Fatal(err)
 		}

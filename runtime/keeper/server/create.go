@@ -75,7 +75,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		}
 		defer consoles.Close()
 		theirs = []*os.File{socket}
-	} else if ours, theirs, err = makeFIFOs(c.dir, req.Stdin); err != nil {
+	} else if ours, theirs, err = makeFIFOs(c.dir, req.Stdin, req.StdinOnce); err != nil {
 		return nil, nil, err
 	}
 	defer wire.CloseAll(theirs)

@@ -18,7 +18,7 @@ import (
 // A new daemon takes charge while the one before still has sessions.
 func TestTwoDaemons(t *testing.T) {
 	n := newNode(t)
-	n.run("c", `read x; exit 3`, func(r *keeper.CreateRequest) { r.Stdin = true })
+	n.run("c", `read x; exit 3`, func(r *keeper.CreateRequest) { r.Stdin, r.StdinOnce = true, true })
 	n.run("late", "exec sleep 1000")
 	old := n.c
 	if _, _, err := old.Exec(n.ctx(), execRequest("late", "old", "exec sleep 1000")); err != nil {

@@ -38,7 +38,7 @@ var (
 
 // makeFIFOs makes what a container without a terminal needs in dir, and opens both sides: the keeper's, and the
 // workload's stdin, stdout and stderr in this order, for the caller to close.
-func makeFIFOs(dir string, stdin bool) (ours stdio, theirs []*os.File, err error) {
+func makeFIFOs(dir string, stdin, once bool) (ours stdio, theirs []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			ours.close()
@@ -47,7 +47,7 @@ func makeFIFOs(dir string, stdin bool) (ours stdio, theirs []*os.File, err error
 	}()
 	var in *os.File
 	if stdin {
-		in, ours.stdin, err = makeInput(dir)
+		in, ours.stdin, err = makeInput(dir, once)
 	} else {
 		in, err = openFile(os.DevNull, unix.O_RDONLY)
 	}
@@ -77,9 +77,9 @@ func makeFIFOs(dir string, stdin bool) (ours stdio, theirs []*os.File, err error
 	return ours, theirs, nil
 }
 
-// makeInput returns the workload's end and the keeper's. The workload's is read-only: it has to see the end of its input
-// when the last writer closes.
-func makeInput(dir string) (theirs, ours *os.File, err error) {
+// makeInput returns the workload's end and the keeper's. The workload's is read-write, so that it does not see the end of
+// its input when the keeper and all daemons die at once; unless its input is to end once, which it then has to see.
+func makeInput(dir string, once bool) (theirs, ours *os.File, err error) {
 	if err := stdinFIFO.make(dir); err != nil {
 		return nil, nil, err
 	}
@@ -90,7 +90,11 @@ func makeInput(dir string) (theirs, ours *os.File, err error) {
 		return nil, nil, err
 	}
 	defer both.Close()
-	if theirs, err = openFile(path, unix.O_RDONLY); err != nil {
+	flags := unix.O_RDWR
+	if once {
+		flags = unix.O_RDONLY
+	}
+	if theirs, err = openFile(path, flags); err != nil {
 		return nil, nil, err
 	}
 	if ours, err = openFile(path, unix.O_WRONLY|unix.O_NONBLOCK); err != nil {

@@ -55,7 +55,7 @@ func until(t *testing.T, a *keeper.Attachment, suffix string) string {
 
 func TestAttach(t *testing.T) {
 	n := newNode(t)
-	n.create("cat", `while read line; do echo "$line"; echo "err $line" >&2; done; echo end`, func(r *keeper.CreateRequest) { r.Stdin = true })
+	n.create("cat", `while read line; do echo "$line"; echo "err $line" >&2; done; echo end`, func(r *keeper.CreateRequest) { r.Stdin, r.StdinOnce = true, true })
 	one, two := n.attach("cat"), n.attach("cat")
 	if err := n.c.Start(n.ctx(), "cat"); err != nil {
 		t.Fatal(err)
