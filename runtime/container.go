@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,9 +51,11 @@ type container struct {
 	facts containerFacts
 	// erased says that the records are being deleted.
 	erased bool
-	// signaled says that the stop signal was sent in this life of the daemon.
+	// signaled says that the stop signal was sent, or is being sent, in this life of the daemon.
 	signaled bool
-	specMemo *specs.Spec
+	// startTold says that a caller knows of the start.
+	startTold bool
+	specMemo  *specs.Spec
 	// filterMemo is what Runtime.filters has for the container, once an exec has asked.
 	filterMemo *keeper.Filter
 
@@ -225,23 +228,41 @@ func (r *Runtime) selected(f ContainerFilter) []*container {
 	return candidates
 }
 
-// StartContainer lets the container's init run its command.
+// StartContainer lets the container's init run its command. Nobody starts it twice; but the first call after one whose
+// caller got no answer gets that answer.
 func (r *Runtime) StartContainer(ctx context.Context, id string) error {
 	c, err := r.index.findContainer(id)
 	if err != nil {
 		return err
 	}
-	return joinErr(ctx, r, "start "+c.id(), func() error {
+	err = joinErr(ctx, r, "start "+c.id(), func() error {
 		ctx, cancel := r.detached(createLimit)
 		defer cancel()
 		return r.startContainer(ctx, c)
 	})
+	if err == nil {
+		c.mu.Lock()
+		c.startTold = true
+		c.mu.Unlock()
+	}
+	return err
+}
+
+// startUntold reports whether the container was started and no caller knows: each gave up waiting, or was an earlier
+// daemon's. Who asks again then asks for the result.
+func (c *container) startUntold() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.startTold && !c.facts.StartedAt.IsZero()
 }
 
 func (r *Runtime) startContainer(ctx context.Context, c *container) error {
 	sb := r.index.sandbox(c.record.SandboxID)
 	if sb == nil || !sb.ready() {
 		return fmt.Errorf("start container %s: its sandbox is not ready: %w", c.id(), errdefs.ErrFailedPrecondition)
+	}
+	if c.startUntold() {
+		return nil
 	}
 	if c.state() != Created {
 		return c.precondition("start")
@@ -275,14 +296,9 @@ func (r *Runtime) openFifo(ctx context.Context, c *container) error {
 	if f.CommandError != "" {
 		return r.failStart(c, fmt.Errorf("%s", f.CommandError))
 	}
-	k, err := r.keeper.client(ctx)
-	if err != nil {
-		return err
-	}
-	failpoint.Here(failpoint.StartAsked)
-	if err := k.Start(ctx, c.id()); err != nil {
-		if r.ctx.Err() != nil {
-			return err // this daemon stops; the next one asks the keeper what became of it
+	if err := r.startInKeeper(ctx, c); err != nil {
+		if r.ctx.Err() != nil || errors.Is(err, errdefs.ErrUnavailable) {
+			return err // what became of it, the next daemon asks the next keeper, or whoever starts it again
 		}
 		return r.failStart(c, err)
 	}
@@ -294,6 +310,35 @@ func (r *Runtime) openFifo(ctx context.Context, c *container) error {
 	failpoint.Here(failpoint.StartRecorded)
 	r.announce(EventStarted, c.record.SandboxID, c.id(), now)
 	return nil
+}
+
+// startInKeeper has the keeper start the workload. If the keeper dies over it, the next one says what became of that.
+func (r *Runtime) startInKeeper(ctx context.Context, c *container) error {
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return err
+	}
+	failpoint.Here(failpoint.StartAsked)
+	for {
+		err := k.Start(ctx, c.id())
+		if err == nil || k.Err() == nil {
+			return err
+		}
+		if k, err = r.keeper.client(ctx); err != nil {
+			return err
+		}
+		states, err := k.List(ctx)
+		if err != nil {
+			continue // it is dead too
+		}
+		i := slices.IndexFunc(states, func(s keeper.State) bool { return s.ID == c.id() })
+		if i < 0 {
+			return errors.New("its init died with the keeper")
+		}
+		if states[i].Phase != keeper.PhaseCreated {
+			return nil // and if it has ended already, that comes as every exit does
+		}
+	}
 }
 
 // startErrorCode is the exit code of a container that could not be started, as other runtimes have it.

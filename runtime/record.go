@@ -110,6 +110,8 @@ type containerFacts struct {
 	// StopUptime is the same by the clock that counts from the boot, which nobody sets: it is what counts. 0 in facts of
 	// earlier versions.
 	StopUptime time.Duration `json:"stopUptime,omitempty"`
+	// StopSignaled says that the stop signal was sent.
+	StopSignaled bool `json:"stopSignaled,omitempty"`
 	// Released says that nothing of the container but its records and its writable layer is left.
 	Released bool `json:"released,omitempty"`
 	Removing bool `json:"removing,omitempty"`

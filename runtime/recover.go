@@ -155,9 +155,21 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 	}
 	r.watchOOM(c)
 	r.killExecs(c)
-	if !f.StopBy.IsZero() {
-		now := clocks{time.Now(), uptime()}
-		r.background(func() { r.killAt(c, now.wall.Add(f.stopLeft(now))) })
+	r.resumeStop(c)
+}
+
+// resumeStop goes on with a stop that an earlier daemon began: with what is left of the grace, and with the signal if that
+// was not sent.
+func (r *Runtime) resumeStop(c *container) {
+	f := c.factsNow()
+	if f.StopBy.IsZero() {
+		return
+	}
+	now := clocks{time.Now(), uptime()}
+	left := f.stopLeft(now)
+	r.background(func() { r.killAt(c, now.wall.Add(left)) })
+	if left > 0 && c.signalOnce() {
+		r.background(func() { r.sendStopSignal(c, now.wall.Add(left)) })
 	}
 }
 

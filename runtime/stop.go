@@ -58,6 +58,7 @@ func (r *Runtime) beginStop(c *container, grace time.Duration) error {
 		return err
 	}
 	deadline := now.wall.Add(left)
+	failpoint.Here(failpoint.StopRecorded)
 	r.background(func() { r.killAt(c, deadline) })
 	if grace > 0 && c.signalOnce() {
 		r.background(func() { r.sendStopSignal(c, deadline) })
@@ -93,7 +94,7 @@ func (f containerFacts) stopLeft(now clocks) time.Duration {
 func (c *container) signalOnce() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first := !c.signaled
+	first := !c.signaled && !c.facts.StopSignaled
 	c.signaled = true
 	return first
 }
@@ -101,13 +102,26 @@ func (c *container) signalOnce() bool {
 func (r *Runtime) sendStopSignal(c *container, deadline time.Time) {
 	ctx, cancel := context.WithDeadline(r.ctx, deadline) // then the kill makes it pointless
 	defer cancel()
-	k, err := r.keeper.client(ctx)
-	if err == nil {
-		err = k.Signal(ctx, c.id(), "", c.record.StopSignal)
-	}
+	err := r.signal(ctx, c, c.record.StopSignal)
 	failpoint.Here(failpoint.StopSignaled)
+	if err == nil {
+		err = c.update(func(f *containerFacts) { f.StopSignaled = true })
+	}
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) && r.ctx.Err() == nil {
 		r.log.Warn("stop signal could not be sent, the container is killed at its deadline", "container", c.id(), "err", err)
+	}
+}
+
+// signal sends a signal to init, by the next keeper if one dies over it.
+func (r *Runtime) signal(ctx context.Context, c *container, sig int) error {
+	for {
+		k, err := r.keeper.client(ctx)
+		if err != nil {
+			return err
+		}
+		if err = k.Signal(ctx, c.id(), "", sig); err == nil || k.Err() == nil {
+			return err
+		}
 	}
 }
 

@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/berth-node/berth/runtime/crilog"
@@ -73,8 +75,10 @@ func (k *Keeper) killLauncher(p keeper.Process) {
 // takeOver goes on with a container that lived when the keeper before died.
 func (c *container) takeOver(ctx context.Context) {
 	req := c.rec.Request
-	_, err := os.Lstat(c.execFIFO())
-	c.started = errors.Is(err, os.ErrNotExist)
+	err := c.learnStarted()
+	if err != nil {
+		c.k.log.Error("remove the exec FIFO of a container that runs, ignoring", "container", c.id, "error", err)
+	}
 	if c.log, err = crilog.Open(req.LogPath, req.MaxLogLine); err != nil {
 		c.k.log.Error("open a log again, the output is dropped", "container", c.id, "error", err)
 		c.log, _ = crilog.Open("", 0) // which cannot fail
@@ -103,6 +107,22 @@ func (c *container) resync() {
 			c.k.log.Error("repair a log, ignoring", "container", c.id, "error", err)
 		}
 	}
+}
+
+// learnStarted finds out whether the workload runs: the exec FIFO is gone, or nobody waits at it any more, since the keeper
+// before died just when it had opened it.
+func (c *container) learnStarted() error {
+	_, err := os.Lstat(c.execFIFO())
+	c.started = errors.Is(err, os.ErrNotExist)
+	if c.started {
+		return nil
+	}
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.rec.Process.Pid))
+	if err != nil || strings.HasPrefix(program, launcherProgram) {
+		return nil // an init, which waits; or it has ended
+	}
+	c.started = true
+	return os.Remove(c.execFIFO())
 }
 
 // awaitSpare is for a process that was gone when this keeper came: only a pidfd that the daemon has held can tell its
