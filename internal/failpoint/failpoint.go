@@ -136,8 +136,10 @@ const (
 	ImageRecorded Point = "image.recorded"
 	// ImageForgotten: nobody can see it any more; it is on record.
 	ImageForgotten Point = "image.forgotten"
-	// ImageUnrecorded: it is not on record any more; its layers are there.
-	ImageUnrecorded Point = "image.unrecorded"
+	// ImageReleased: that it is removed is on record, and that nobody uses it is known; its layers are there.
+	ImageReleased Point = "image.released"
+	// ImageUnlayered: its layers are out of their places; its record is there.
+	ImageUnlayered Point = "image.unlayered"
 
 	// LayerBegun: there is a folder for a layer that is on its way.
 	LayerBegun Point = "layer.begun"
@@ -208,7 +210,7 @@ var Points = []Point{
 	ContainerErased, SandboxStopping, SandboxKilled, SandboxDetached, SandboxUnpinned, SandboxDismantled,
 	SandboxRemoving, SandboxEmptied, SandboxErased,
 	CgroupKilled,
-	ImageResolved, ImageFetched, ImageRecorded, ImageForgotten, ImageUnrecorded,
+	ImageResolved, ImageFetched, ImageRecorded, ImageForgotten, ImageReleased, ImageUnlayered,
 	LayerBegun, LayerHalf, LayerUnpacked, LayerDescribed, LayerCommitted, LayerForgotten,
 	KeeperJobRecorded, KeeperJobDone, KeeperCreated, KeeperOpened, KeeperStarted, KeeperExecMade, KeeperLogReopened,
 	KeeperExitSeen, KeeperLogWritten, KeeperExitRecorded, KeeperAcked, KeeperDeleted, KeeperAdopted,

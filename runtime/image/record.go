@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // record is what the store keeps of an image on disk. It is replaced whole.
@@ -109,6 +111,12 @@ func (s *Store) load() error {
 			continue
 		}
 		e, err := s.read(p)
+		if errors.Is(err, errHalfRemoved) {
+			if err := os.Remove(p); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			s.log.Error("image record is damaged, setting it aside", "path", p+damagedSuffix, "error", err)
 			if err := os.Rename(p, p+damagedSuffix); err != nil {
@@ -184,5 +192,12 @@ func (s *Store) read(path string) (*entry, error) {
 	if got := r.ID.Algorithm().FromBytes(r.Config); got != r.ID {
 		return nil, fmt.Errorf("its configuration is %s", got)
 	}
-	return s.newEntry(r, len(b))
+	e, err := s.newEntry(r, len(b))
+	if errors.Is(err, errdefs.ErrNotFound) && r.Removed {
+		return nil, errHalfRemoved
+	}
+	return e, err
 }
+
+// errHalfRemoved says that the removal of an image had got to its layers, which it had only when nobody used them.
+var errHalfRemoved = errors.New("the image is removed but for its record")

@@ -19,17 +19,14 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 		return err
 	}
 	s.changing.Lock()
+	free := func() error { return nil }
 	removed, err := s.forget(ref)
 	if err == nil && removed != nil {
 		failpoint.Here(failpoint.ImageForgotten)
-		err = s.settle(removed)
+		free, err = s.settle(removed)
 	}
 	s.changing.Unlock()
-	if err != nil || removed == nil {
-		return err
-	}
-	failpoint.Here(failpoint.ImageUnrecorded)
-	return s.deleteLayers(removed.record.ChainIDs)
+	return errors.Join(err, free())
 }
 
 // forget makes the image vanish for all but its users, and returns it, or nil if there is none. The caller holds
@@ -54,26 +51,34 @@ func (s *Store) forget(ref string) (*entry, error) {
 	return &gone, nil
 }
 
-// settle writes down that an image was removed: while it is in use the record stays, for a daemon that starts anew to
-// find the layers of running containers. The caller holds changing.
-func (s *Store) settle(e *entry) error {
+// settle writes down that an image was removed, and then takes its layers out of the store and the record away; what the
+// layers took on disk is freed by the function that it returns. While the image is in use both stay, for a daemon that
+// starts anew to find the layers of running containers. The caller holds changing.
+func (s *Store) settle(e *entry) (free func() error, err error) {
+	nothing := func() error { return nil }
 	id := e.record.ID
 	s.mu.Lock()
 	now, ok := s.images[id]
 	if !ok || !now.record.Removed {
 		s.mu.Unlock()
-		return nil // pulled again
+		return nothing, nil // pulled again
 	}
 	inUse := s.uses[id] > 0
 	if !inUse {
 		delete(s.images, id)
 	}
 	s.mu.Unlock()
+	if _, err := s.write(e.record); err != nil && inUse {
+		return nothing, err
+	} // else a full disk must not keep anybody from making room
 	if inUse {
-		_, err := s.write(e.record)
-		return err
+		return nothing, nil
 	}
-	return s.deleteRecord(id)
+	failpoint.Here(failpoint.ImageReleased)
+	// Before the record: layers without one would stay for as long as those of a pull that may be tried again.
+	free, err = s.forgetLayers(e.record.ChainIDs)
+	failpoint.Here(failpoint.ImageUnlayered)
+	return free, errors.Join(err, s.deleteRecord(id))
 }
 
 // Acquire says that user (the ID of a container or a sandbox) has the image mounted. Its layers then stay on disk,
@@ -120,9 +125,9 @@ func (s *Store) Release(user string) {
 // drop deletes a removed image, unless it is in use again.
 func (s *Store) drop(e *entry) error {
 	s.changing.Lock()
-	err := s.settle(e)
+	free, err := s.settle(e)
 	s.changing.Unlock()
-	return errors.Join(err, s.deleteLayers(e.record.ChainIDs))
+	return errors.Join(err, free())
 }
 
 // Collect deletes removed images that no user has acquired, and layers that interrupted pulls left behind longer ago
@@ -160,10 +165,14 @@ func (s *Store) collectLayers(grace time.Duration) error {
 
 // deleteLayers deletes those of the layers that no image and no running pull refers to.
 func (s *Store) deleteLayers(chains []digest.Digest) error {
-	if len(chains) == 0 {
-		return nil
-	}
+	free, err := s.forgetLayers(chains)
+	return errors.Join(err, free())
+}
+
+// forgetLayers takes them out of the store; the function that it returns frees what they took on disk.
+func (s *Store) forgetLayers(chains []digest.Digest) (free func() error, err error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	needed := map[digest.Digest]bool{}
 	for _, e := range s.images {
 		for _, c := range e.record.ChainIDs {
@@ -177,9 +186,7 @@ func (s *Store) deleteLayers(chains []digest.Digest) error {
 		}
 	}
 	// Still under mu: a pull must not begin to count on a layer between the decision and the deed.
-	free, err := s.layers.Forget(unneeded...)
-	s.mu.Unlock()
-	return errors.Join(err, free())
+	return s.layers.Forget(unneeded...)
 }
 
 // hold keeps layers from being deleted until the function that it returns is called.
