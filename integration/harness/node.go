@@ -148,10 +148,11 @@ func (n *Node) Start() error {
 		_ = daemon.Wait() // how it ended is in daemon.ProcessState
 		close(exited)
 	}()
-	return n.waitReady()
+	return n.AwaitReady()
 }
 
-func (n *Node) waitReady() error {
+// AwaitReady waits until the daemon serves and says that it is ready.
+func (n *Node) AwaitReady() error {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience(60*time.Second))
 	defer cancel()
 	for {

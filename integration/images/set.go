@@ -1,6 +1,7 @@
 package images
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os"
 
@@ -106,6 +107,7 @@ const (
 	Volume      = Registry + "/volume:1"      // files for image volumes: top, dir/inner
 	Whiteouts   = Registry + "/whiteouts:1"   // later layers remove what earlier ones have
 	Entrypoint  = Registry + "/entrypoint:1"  // entrypoint, command, user, working folder and environment
+	Layered     = Registry + "/layered:1"     // three layers of many files that no other image has
 )
 
 // ownImages are for the tests of this repository.
@@ -134,7 +136,21 @@ func ownImages(busybox *Tree, programs map[string]string) []Image {
 			Entrypoint: []string{"sh", "-c", `echo "args: $*"; echo "user: $(id -un)"; echo "dir: $PWD"; echo "env: $FROM_IMAGE $BOTH"`, "entrypoint"},
 			Cmd:        []string{"from", "image"},
 		}, Layers: []*Tree{busybox}},
+		{Names: []string{Layered}, Config: shell, Layers: []*Tree{bulk("a"), bulk("b"), bulk("c")}},
 	}
+}
+
+// bulk is a layer of 4 MiB in 64 files that compresses badly enough to take some time.
+func bulk(name string) *Tree {
+	t := NewTree()
+	for i := range 64 {
+		data := make([]byte, 0, 64<<10)
+		for sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", name, i)); len(data) < cap(data); sum = sha256.Sum256(sum[:]) {
+			data = append(data, sum[:]...)
+		}
+		t.File(fmt.Sprintf("%s/%d", name, i), 0o644, data)
+	}
+	return t
 }
 
 // demoImage is what the demo pod runs: one static program and nothing else.
