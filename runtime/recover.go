@@ -15,6 +15,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/network/netns"
@@ -26,14 +27,10 @@ import (
 // Recover reads the records, asks the keeper and the kernel what of it is still true, finishes or undoes what was cut
 // off, and begins to follow the keeper. It fails only if nothing can work: one damaged record is set aside.
 func (r *Runtime) Recover(ctx context.Context) error {
-	k, err := r.keeper.connect(ctx)
-	if err != nil {
-		return err
-	}
 	r.loadSandboxes()
 	r.loadContainers()
 	failpoint.Here(failpoint.RecoverLoaded)
-	states, err := k.List(ctx)
+	k, states, err := r.reachKeeper(ctx)
 	if err != nil {
 		return err
 	}
@@ -59,6 +56,31 @@ func (r *Runtime) Recover(ctx context.Context) error {
 		r.log.Warn("unused layers could not be deleted, ignoring", "err", err)
 	}
 	return nil
+}
+
+// keeperTries is how many keepers may die while a daemon starts until that fails.
+const keeperTries = 10
+
+// reachKeeper connects to the keeper and asks what it knows; if it dies over that, the next one.
+func (r *Runtime) reachKeeper(ctx context.Context) (*keeper.Client, []keeper.State, error) {
+	for tries := 1; ; tries++ {
+		k, err := r.keeper.connect(ctx)
+		if err == nil {
+			var states []keeper.State
+			if states, err = k.List(ctx); err == nil {
+				return k, states, nil
+			}
+		}
+		if !errors.Is(err, errdefs.ErrUnavailable) || tries == keeperTries {
+			return nil, nil, err
+		}
+		r.log.Error("no keeper, trying again", "err", err)
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
 }
 
 // setAside moves a folder whose record is damaged to where nothing looks for it but a person.

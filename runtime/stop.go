@@ -15,6 +15,7 @@ import (
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/image/layer"
+	"github.com/berth-node/berth/runtime/keeper"
 )
 
 // StopContainer asks the container to end, by the signal that its creator or its image chose, and kills it with
@@ -270,13 +271,21 @@ func (r *Runtime) dismantle(ctx context.Context, id, cgroupsPath string) error {
 	return r.removeBundle(id)
 }
 
-// forgetInKeeper makes the keeper drop the container once it has seen the exit.
+// forgetInKeeper makes the keeper drop the container once it has seen the exit; the next one if it dies over it.
 func (r *Runtime) forgetInKeeper(ctx context.Context, id string, gone <-chan struct{}) error {
-	k, err := r.keeper.client(ctx)
-	if err != nil {
-		return err
+	for {
+		k, err := r.keeper.client(ctx)
+		if err != nil {
+			return err
+		}
+		if err = r.forgetIn(ctx, k, id, gone); err == nil || k.Err() == nil {
+			return err
+		}
 	}
-	err = k.Delete(ctx, id)
+}
+
+func (r *Runtime) forgetIn(ctx context.Context, k *keeper.Client, id string, gone <-chan struct{}) error {
+	err := k.Delete(ctx, id)
 	if !isLiving(err) {
 		return err
 	}
@@ -286,6 +295,8 @@ func (r *Runtime) forgetInKeeper(ctx context.Context, id string, gone <-chan str
 	select {
 	case <-gone:
 		return k.Delete(ctx, id)
+	case <-k.Done():
+		return fmt.Errorf("end of %s: the keeper was lost: %w", id, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return fmt.Errorf("%s has not ended yet: %w", id, ctx.Err())
 	}
