@@ -29,17 +29,32 @@ type away struct {
 func (r *rig) newAway(t *testing.T) *away {
 	t.Helper()
 	a := &away{rig: r, code: 1 + int32(time.Now().UnixNano()/1000%100)}
+	a.run(t, fmt.Sprintf("read x </ctl/go; exit %d", a.code))
+	return a
+}
+
+// newStarving starts one that ends for want of memory.
+func (r *rig) newStarving(t *testing.T) *away {
+	t.Helper()
+	a := &away{rig: r, code: 137}
+	a.run(t, "read x </ctl/go; exec tail /dev/zero", func(c *cri.ContainerConfig) {
+		c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+	})
+	return a
+}
+
+// run starts the container; its script waits for somebody to open the FIFO /ctl/go.
+func (a *away) run(t *testing.T, script string, change ...func(*cri.ContainerConfig)) {
+	t.Helper()
 	dir := t.TempDir()
 	a.fifo = filepath.Join(dir, "go")
 	if err := unix.Mkfifo(a.fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("away-%d", time.Now().UnixNano())
-	a.app = r.witnesses.pods[0].Sh(t, name, fmt.Sprintf("read x </ctl/go; exit %d", a.code), func(c *cri.ContainerConfig) {
-		c.Mounts = []*cri.Mount{{ContainerPath: "/ctl", HostPath: dir}}
-	})
+	change = append(change, func(c *cri.ContainerConfig) { c.Mounts = []*cri.Mount{{ContainerPath: "/ctl", HostPath: dir}} })
+	a.app = a.rig.witnesses.pods[0].Sh(t, name, script, change...)
 	a.pid = look(t, a.app).pid
-	return a
 }
 
 // end lets it end, and waits until it has.

@@ -39,13 +39,13 @@ type rig struct {
 	node      *harness.Node
 	witnesses *witnesses
 	baseline  leaks.Snapshot
-	cni       bool
+	network   *harness.CNI // nil with the built-in one
 }
 
 // newRig starts a node with witnesses, on the built-in network or on that of the reference plugins.
 func newRig(t *testing.T, cni bool) *rig {
 	t.Helper()
-	r := &rig{breaker: newBreaker(t), cni: cni}
+	r := &rig{breaker: newBreaker(t)}
 	options := harness.Options{
 		HostsDir: hostsDir, Env: r.environment(),
 		Programs: filepath.Join(harness.Root(), "bin", "failpoints"),
@@ -60,7 +60,7 @@ func newRig(t *testing.T, cni bool) *rig {
 				t.Error(err)
 			}
 		})
-		options.CNI = network
+		options.CNI, r.network = network, network
 	}
 	r.node = harness.StartNode(t, options)
 	r.witnesses = newWitnesses(t, r)
