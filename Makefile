@@ -26,7 +26,7 @@ TESTFLAGS ?=
 # AppArmor's parser is for critest, where the machine's kernel has AppArmor.
 V2_VM ?=
 V2_VM_FLAGS ?= -m 4G -t 14400 --packages "apparmor criu"
-# What of the suite test-v2 runs: integration, critest, kubelet (after make kubelet).
+# What of the suite test-v2 runs: integration, chaos, critest, kubelet (after make kubelet).
 SUITES ?= integration critest
 
 CRI_TOOLS := sigs.k8s.io/cri-tools
@@ -86,7 +86,7 @@ as-root:
 ##@ Test
 
 .PHONY: test
-test: lint test-unit test-integration critest ## Run all tests, critest included (as root)
+test: lint test-unit test-integration test-chaos critest ## Run all tests, critest included (as root)
 
 .PHONY: test-unit
 test-unit: deps cni-plugins ## Run the unit tests; as a user without root those that need it are skipped
@@ -96,6 +96,18 @@ test-unit: deps cni-plugins ## Run the unit tests; as a user without root those 
 .PHONY: test-integration
 test-integration: build tools images ## Run the black-box tests on this kernel (as root)
 	$(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration
+
+.PHONY: test-chaos
+test-chaos: build failpoints tools images ## Kill daemon and keeper at every step, and at random moments (as root); SEED=n repeats a run
+	SEED='$(SEED)' $(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration/chaos
+
+.PHONY: soak
+soak: build failpoints tools images ## Kill them thousands of times at random moments (as root); KILLS=n SEED=n
+	KILLS='$(or $(KILLS),5000)' SEED='$(SEED)' $(GO) test -tags integration -count=1 -timeout 24h -v -run 'TestKilledAtRandom' ./integration/chaos
+
+.PHONY: bench-recovery
+bench-recovery: build failpoints tools images ## Time the start of a daemon that finds 200 pods (as root)
+	$(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) -run '^$$' -bench Recovery -benchtime 5x ./integration/chaos
 
 .PHONY: critest
 critest: build tools images ## Run critest against a node of its own (as root); FOCUS=regexp runs some specs
@@ -115,13 +127,15 @@ test-v2-systemd: out/v2 ## The same with systemd as PID 1, which then makes the 
 
 # All that the suite needs, to be run on another machine without Go: out/v2/run.sh
 .PHONY: out/v2
-out/v2: build tools images
+out/v2: build failpoints tools images
 	rm -rf $@ && mkdir -p $@/out $@/bin
 	cp bin/berth bin/berth-keeper bin/berth-launch $@/bin/
 	cp -r bin/tools $@/bin/tools
+	cp -r bin/failpoints $@/bin/failpoints
 	cp -r out/images $@/out/images
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/integration.test ./integration
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/critest.test ./integration/critest
+	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/chaos.test ./integration/chaos
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/kubelet.test ./integration/kubelet
 	cp integration/v2/run.sh $@/run.sh
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # run.sh - run the integration tests and critest with what lies in this script's folder. Neither Go nor a network is
-# needed. Arguments name what to run: "integration", "critest", and "kubelet" where bin/tools/kubelet
+# needed. Arguments name what to run: "integration", "chaos", "critest", and "kubelet" where bin/tools/kubelet
 # has been built (make kubelet out/v2). Without any it runs the first two.
 set -uo pipefail
 cd "$(dirname "$0")"
