@@ -101,6 +101,7 @@ func (m *hungMount) serve() {
 // Operations of FUSE (linux/fuse.h) that the test file system knows.
 const (
 	fuseLookup, fuseForget, fuseGetattr, fuseStatfs           = 1, 2, 3, 17
+	fuseSetattr, fuseWrite, fuseRelease, fuseCreate           = 4, 16, 18, 35
 	fuseInit, fuseOpendir, fuseReleasedir, fuseAccess         = 26, 27, 29, 34
 	fuseInterrupt, fuseBatchForget, fuseInHeader, fuseOutSize = 36, 42, 40, 16
 )
@@ -120,8 +121,18 @@ func (m *hungMount) answer(req []byte) {
 		le.PutUint32(body[4:], 31)
 		le.PutUint32(body[8:], le.Uint32(req[fuseInHeader+8:]))
 		le.PutUint32(body[20:], 1<<16) // the largest write
-	case fuseGetattr:
-		body = append(make([]byte, 16), folder(node)...)
+	case fuseGetattr, fuseSetattr:
+		body = append(make([]byte, 16), attributes(node)...)
+	case fuseCreate:
+		body = make([]byte, 40)
+		le.PutUint64(body, fileNode)
+		body = append(body, attributes(fileNode)...)
+		opened := make([]byte, 16)
+		le.PutUint32(opened[8:], 1) // FOPEN_DIRECT_IO: each write asks
+		body = append(body, opened...)
+	case fuseWrite:
+		body = make([]byte, 8)
+		le.PutUint32(body, le.Uint32(req[fuseInHeader+16:]))
 	case fuseLookup:
 		if strings.TrimRight(string(req[fuseInHeader:]), "\x00") != "data" {
 			errno = -int32(unix.ENOENT)
@@ -129,12 +140,12 @@ func (m *hungMount) answer(req []byte) {
 		}
 		body = make([]byte, 40) // valid for no time: each look asks again
 		le.PutUint64(body, 2)
-		body = append(body, folder(2)...)
+		body = append(body, attributes(2)...)
 	case fuseOpendir:
 		body = make([]byte, 16)
 	case fuseStatfs:
 		body = make([]byte, 80)
-	case fuseReleasedir, fuseAccess:
+	case fuseReleasedir, fuseAccess, fuseRelease:
 	default:
 		errno = -int32(unix.ENOSYS)
 	}
@@ -145,13 +156,47 @@ func (m *hungMount) answer(req []byte) {
 	_, _ = m.dev.Write(append(out, body...)) // ENOENT: who asked has gone
 }
 
-// folder is the struct fuse_attr of a folder.
-func folder(node uint64) []byte {
+// fileNode is every file that is made: it takes what is written and forgets it.
+const fileNode = 3
+
+// attributes is the struct fuse_attr of a folder, or of the file.
+func attributes(node uint64) []byte {
 	attr := make([]byte, 88)
 	binary.NativeEndian.PutUint64(attr, node)
-	binary.NativeEndian.PutUint32(attr[60:], unix.S_IFDIR|0o755)
-	binary.NativeEndian.PutUint32(attr[64:], 2)
+	mode := uint32(unix.S_IFDIR | 0o755)
+	if node == fileNode {
+		mode = unix.S_IFREG | 0o640
+	}
+	binary.NativeEndian.PutUint32(attr[60:], mode)
+	binary.NativeEndian.PutUint32(attr[64:], 1)
 	return attr
+}
+
+// A log whose mount begins to hang under its container holds up that container's output and nothing else: others run, are
+// stopped and listed, the daemon can be started anew, and the container itself ends and is removed.
+func TestLogOnAHungMount(t *testing.T) {
+	n := ownNode(t)
+	m := mountHung(t)
+	other := n.RunPod(t, "other").Sh(t, "app", counter)
+	pod := n.RunPod(t, "logs", func(p *cri.PodSandboxConfig) { p.LogDirectory = filepath.Join(m.dir, "data") })
+	app := pod.Sh(t, "app", "while :; do echo a line; sleep 0.05; done")
+	m.hang()
+	harness.Eventually(t, 20*time.Second, "a write to hang", func() error {
+		if m.waiting() == 0 {
+			return errors.New("none does")
+		}
+		return nil
+	})
+	wantNodeAnswers(t, n, other)
+	n.Restart(t)
+	wantNodeAnswers(t, n, other)
+	app.Stop(t, 0)
+	if s := app.Status(t); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 {
+		t.Errorf("after the stop: %v", s)
+	}
+	pod.Remove(t)
+	wantCounted(t, other, 5)
+	m.revive()
 }
 
 // A host path, or the folder of a log, on a mount that does not answer: the container that names it fails with the path in

@@ -102,7 +102,7 @@ func (v *viewers) remove(w *viewer) {
 func (v *viewers) send(stream keeper.Stream, data []byte) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if len(v.all) == 0 {
+	if len(v.all) == 0 || v.ended {
 		return
 	}
 	frame := make([]byte, keeper.FrameHeader+len(data)) // one copy, which nobody changes, for all

@@ -138,19 +138,14 @@ func (c *container) end(exit keeper.Exit) {
 	pumps := c.pumps
 	c.pumps = nil
 	c.mu.Unlock()
-	for _, p := range pumps {
-		p.finish()
-	}
-	if err := c.log.Close(exit.At); err != nil {
-		c.k.log.Error("close a log", "container", c.id, "error", err)
-	}
+	written := c.finishLog(pumps, exit.At)
 	failpoint.Here(failpoint.KeeperLogWritten)
 	c.viewers.end()
 	c.k.exits.add(exit, nil, func(numbered keeper.Exit) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.rec.Exit = &numbered
-		c.io.close()
+		c.closeIO(written)
 		if c.proc != nil {
 			c.proc.pidfd.Close()
 		}
@@ -159,6 +154,45 @@ func (c *container) end(exit keeper.Exit) {
 		}
 		failpoint.Here(failpoint.KeeperExitRecorded)
 	})
+}
+
+// logGrace is how long the rest of a log may take to be written.
+const logGrace = 10 * time.Second
+
+// finishLog writes what is left of the output. A log on a mount that hangs must not keep the end of the container from
+// everybody: it goes on being written when the mount is well again.
+// What it returns is closed when all is written.
+func (c *container) finishLog(pumps []*pump, at time.Time) <-chan struct{} {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for _, p := range pumps {
+			p.finish()
+		}
+		if err := c.log.Close(at); err != nil {
+			c.k.log.Error("close a log", "container", c.id, "error", err)
+		}
+	}()
+	over := time.NewTimer(logGrace)
+	defer over.Stop()
+	select {
+	case <-written:
+	case <-over.C:
+		c.k.log.Error("the log of an ended container hangs, not waiting for it", "container", c.id, "path", c.rec.Request.LogPath)
+	}
+	return written
+}
+
+// closeIO closes the workload's streams, which waits for those who use them: after the log, then. c.mu is held.
+func (c *container) closeIO(written <-chan struct{}) {
+	streams := c.io
+	c.io = stdio{}
+	select {
+	case <-written:
+		streams.close()
+	default:
+		go func() { <-written; streams.close() }()
+	}
 }
 
 // start lets the workload go: init waits until somebody opens the exec FIFO for reading, and writes a byte before it
