@@ -2,6 +2,7 @@ package cgroups
 
 import (
 	"slices"
+	"sync/atomic"
 )
 
 // Driver says who makes the cgroups of containers.
@@ -38,6 +39,8 @@ type Host struct {
 	// mounts has the root directory of each hierarchy: on v2 only "", on v1 one for each controller and for
 	// "name=systemd", and "" for the v2 tree of a hybrid node.
 	mounts map[string]string
+	// warming counts the calls of Warm since it began its work; 0 while it does none.
+	warming atomic.Int32
 }
 
 // Has says whether limits of a controller can be set, by the kernel's name of the controller.

@@ -57,6 +57,7 @@ func (r *Runtime) createContainer(ctx context.Context, sb *sandbox, cfg *cri.Con
 	if err := spec.ValidateContainer(sb.config, cfg); err != nil {
 		return "", err
 	}
+	r.cfg.Cgroups.Warm() // libcontainer puts init into its cgroup in some milliseconds
 	img, err := r.cfg.Images.Get(cfg.GetImage().GetImage())
 	if err != nil {
 		return "", fmt.Errorf("config.image: %w", err)

@@ -80,6 +80,7 @@ func (r *Runtime) createSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, 
 	if err := spec.ValidateSandbox(cfg, false); err != nil {
 		return "", err
 	}
+	r.cfg.Cgroups.Warm() // for its first container
 	sb, err := r.newSandbox(cfg, handler, owner)
 	if err != nil {
 		return "", err
