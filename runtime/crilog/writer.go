@@ -2,6 +2,7 @@ package crilog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Writer appends the output of one container to its log. Its methods may be called at the same time.
@@ -99,9 +102,23 @@ func endsWithin(f *os.File, stream Stream) (bool, error) {
 	return false, nil
 }
 
+// openAppend opens a log. A pod that may write to the folders of logs (they are mounted into collectors of logs) could put a
+// symbolic link in a log's place, and have its output written to any file of the node: no link is followed at the end of
+// the path, and what is no regular file is not opened for writing (a FIFO would block nobody, but it is no log).
 func openAppend(path string) (*os.File, error) {
 	// Read access is for cutTorn. O_APPEND, so that whoever truncates the file does not leave a hole.
-	return os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("log %s is no file", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // cutTorn truncates f behind its last newline. A writer that is killed in the middle of a write leaves half a record.

@@ -205,7 +205,13 @@ func TestHandOver(t *testing.T) {
 }
 
 func TestAFullDiskDropsAndCounts(t *testing.T) {
-	w := open(t, "/dev/full", 0)
+	w := open(t, filepath.Join(t.TempDir(), "log"), 0)
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.file.Close()
+	w.file = full // a device is not opened as a log
 	w.Write(Stdout, at, []byte("lost\n"))
 	want := uint64(len(stamp + " stdout F lost\n"))
 	if n, dropped := w.Counts(); n != 0 || dropped != want {

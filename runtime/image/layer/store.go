@@ -81,6 +81,11 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 			return nil, err
 		}
 	}
+	// Images have setuid programs, and chain IDs are no secret: no other user of the machine may walk in here. Containers
+	// need not: overlayfs looks into its layers as whoever has mounted it.
+	if err := os.Chmod(s.path("layers"), 0o700); err != nil {
+		return nil, err
+	}
 	if err := s.emptyIngest(); err != nil {
 		return nil, err
 	}
