@@ -26,6 +26,26 @@ type attachments struct{ dir string }
 
 const attachmentSuffix = ".json"
 
+// open makes the folder, and removes the files that a daemon was writing when it died.
+func (s attachments) open() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if !strings.HasPrefix(f.Name(), ".") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s attachments) path(sandboxID string) (string, error) {
 	if sandboxID == "" || strings.ContainsAny(sandboxID, "/\x00") || sandboxID[0] == '.' {
 		return "", fmt.Errorf("sandbox ID %q: %w", sandboxID, errdefs.ErrInvalidArgument)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -100,7 +99,7 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 		cfg.Log = slog.Default()
 	}
 	records := attachments{filepath.Join(cfg.CacheDir, "attachments")}
-	if err := os.MkdirAll(records.dir, 0o700); err != nil {
+	if err := records.open(); err != nil {
 		return nil, err
 	}
 	c := &CNI{
