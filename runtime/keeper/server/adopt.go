@@ -114,15 +114,32 @@ func (c *container) resync() {
 func (c *container) learnStarted() error {
 	_, err := os.Lstat(c.execFIFO())
 	c.started = errors.Is(err, os.ErrNotExist)
-	if c.started {
+	if c.started || !c.runsWorkload() {
 		return nil
-	}
-	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.rec.Process.Pid))
-	if err != nil || strings.HasPrefix(program, launcherProgram) {
-		return nil // an init, which waits; or it has ended
 	}
 	c.started = true
 	return os.Remove(c.execFIFO())
+}
+
+// runsWorkload says whether the process has become another program than the init that waits.
+func (c *container) runsWorkload() bool {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.rec.Process.Pid))
+	return err == nil && !strings.HasPrefix(program, launcherProgram)
+}
+
+// workloadLook is how often start looks whether the init of an adopted container still waits.
+const workloadLook = 10 * time.Millisecond
+
+// untilWorkload returns when the workload runs or over is closed. An adopted init may have written its byte to the keeper
+// before, and be on its way to the workload: none comes to us then.
+func (c *container) untilWorkload(over <-chan struct{}) {
+	for !c.runsWorkload() {
+		select {
+		case <-time.After(workloadLook):
+		case <-over:
+			return
+		}
+	}
 }
 
 // awaitSpare is for a process that was gone when this keeper came: only a pidfd that the daemon has held can tell its

@@ -220,7 +220,13 @@ func (c *container) start(ctx context.Context) error {
 		}
 		f.SetReadDeadline(time.Unix(1, 0))
 	}()
-	if !awaitByte(f) {
+	if c.adopted {
+		go func() {
+			c.untilWorkload(over)
+			f.SetReadDeadline(time.Unix(1, 0))
+		}()
+	}
+	if !awaitByte(f) && !(c.adopted && c.runsWorkload()) {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
