@@ -102,7 +102,8 @@ test-chaos: build failpoints tools images ## Kill daemon and keeper at every ste
 	SEED='$(SEED)' $(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration/chaos
 
 .PHONY: soak
-soak: build failpoints tools images ## Kill them thousands of times at random moments (as root); KILLS=n SEED=n
+soak: build failpoints tools images ## 10,000 execs, and kill them thousands of times at random moments (as root); KILLS=n SEED=n
+	BERTH_TEST_EXECS='$(or $(EXECS),10000)' $(GO) test -tags integration -count=1 -timeout 1h -v -run 'TestManyExecs' ./integration
 	KILLS='$(or $(KILLS),5000)' SEED='$(SEED)' $(GO) test -tags integration -count=1 -timeout 24h -v -run 'TestKilledAtRandom' ./integration/chaos
 
 .PHONY: bench-recovery
