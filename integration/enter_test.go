@@ -63,7 +63,9 @@ func TestEnterIsAsLibcontainer(t *testing.T) {
 			s.Capabilities = &cri.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE", "CHOWN"}, AddAmbientCapabilities: []string{"CHOWN"}}
 		})},
 		"working directory": {user, func(c *cri.ContainerConfig) { c.WorkingDir = "/tmp" }},
-		"environment":       {func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "HOME", Value: []byte{}}, {Key: "X", Value: []byte("a b\nc")}} }},
+		"environment": {func(c *cri.ContainerConfig) {
+			c.Envs = []*cri.KeyValue{{Key: "HOME", Value: []byte{}}, {Key: "X", Value: []byte("a b\nc")}}
+		}},
 		"limits": {func(c *cri.ContainerConfig) {
 			c.Linux.Resources = &cri.LinuxContainerResources{CpuQuota: 50000, CpuPeriod: 100000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900}
 		}},

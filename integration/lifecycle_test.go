@@ -3,11 +3,13 @@
 package integration
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -84,9 +86,13 @@ func TestContainerLife(t *testing.T) {
 	if _, err := n.Runtime.StartContainer(harness.Ctx(t), &cri.StartContainerRequest{ContainerId: c.ID}); err == nil {
 		t.Error("a running container was started again")
 	}
-	if got := c.Exec(t, "sh", "-c", "hostname; cat /proc/1/comm"); got != "containers\nsh" {
-		t.Errorf("exec: %q", got)
-	}
+	// The start is answered when init was let go, which is shortly before it becomes the workload.
+	harness.Eventually(t, 10*time.Second, "an exec that sees the workload", func() error {
+		if got := c.Exec(t, "sh", "-c", "hostname; cat /proc/1/comm"); got != "containers\nsh" {
+			return fmt.Errorf("exec: %q", got)
+		}
+		return nil
+	})
 	waitForText(t, c, "stdout", "out")
 	for range 2 {
 		c.Stop(t, harness.Patience(10e9))

@@ -61,7 +61,7 @@ func TestForksWithoutEnd(t *testing.T) {
 	}{
 		"chains":                        {forkChains, 0, false},
 		"chains in the host's pid tree": {forkChains, 0, true},
-		"bomb within a limit":           {`trap "" TERM; f() { f & f & wait; }; echo forking; f; while :; do sleep 8765; done`, 100, false},
+		"bomb within a limit":           {`trap "" TERM; f() { f & f & wait; }; echo forking; f & exec sleep 8765`, 100, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := n.RunPod(t, "forks", func(p *cri.PodSandboxConfig) {

@@ -117,9 +117,12 @@ func TestNRIInstalledPlugin(t *testing.T) {
 			}
 			return nil
 		})
-		for _, pid := range zombiesOf(t, n.Pid()) {
-			t.Errorf("%s the daemon has not asked for the end of process %d", when, pid)
-		}
+		harness.Eventually(t, 10*time.Second, "end of all plugins "+when, func() error {
+			if pids := zombiesOf(t, n.Pid()); len(pids) > 0 {
+				return fmt.Errorf("the daemon has not asked for the end of %v", pids)
+			}
+			return nil
+		})
 	}
 	n.Restart(t)
 	second := lastPid(2, "sees 1 pods and 1 containers")

@@ -3,11 +3,13 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -83,17 +85,15 @@ func TestUserNamespace(t *testing.T) {
 	if ips := pod.IPs(t); len(ips) != 2 {
 		t.Errorf("addresses: %v", ips)
 	}
-	dirs := processesWith("sleep\x001000")
-	found := false
-	for _, dir := range dirs {
-		var st syscall.Stat_t
-		if err := syscall.Stat(dir, &st); err == nil && st.Uid == first {
-			found = true
+	harness.Eventually(t, 10*time.Second, "the workload seen from the node", func() error {
+		for _, dir := range processesWith("sleep\x001000") {
+			var st syscall.Stat_t
+			if err := syscall.Stat(dir, &st); err == nil && st.Uid == first {
+				return nil
+			}
 		}
-	}
-	if !found {
-		t.Errorf("no process of user %d on the host", first)
-	}
+		return fmt.Errorf("no process of user %d", first)
+	})
 }
 
 func TestTwoContainersShareAUserNamespace(t *testing.T) {
