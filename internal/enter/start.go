@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/sigmask"
 )
 
 // Files are what a process is started with. All stay the caller's to close.
@@ -89,6 +91,7 @@ func (f *Files) exec(report *os.File) (int, error) {
 	}
 	path := fmt.Sprintf("/proc/self/fd/%d", f.Program.Fd())
 	// Not os.StartProcess: it would wait for the child in a thread, and the caller reaps.
+	defer sigmask.Clear()() // a keeper that was replaced has some signals blocked
 	_, _, err := syscall.StartProcess(path, []string{"berth-enter"}, &syscall.ProcAttr{
 		Dir: "/",
 		Files: []uintptr{

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/sigmask"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -204,7 +205,7 @@ func startProcess(binary *os.File, args []string, files ...*os.File) (*process, 
 		fds = append(fds, f.Fd())
 	}
 	pidfd := -1
-	restore := unblockSignals()
+	restore := sigmask.Clear()
 	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
 	pid, _, err := syscall.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, &syscall.ProcAttr{
 		Dir:   "/",

@@ -8,12 +8,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/sigmask"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -224,11 +224,9 @@ func execute(f *os.File, args []string, fds []*os.File) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return os.NewSyscallError("getrlimit", err)
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	// A signal that comes before the new program has its handlers would end it. It waits then, and arrives: Go unblocks a
-	// signal for the thread that takes those of package os/signal. See unblockSignals for children.
-	defer setSignals(unix.SIG_BLOCK, unix.SIGTERM, unix.SIGHUP, unix.SIGINT)()
+	// signal for the thread that takes those of package os/signal. Children are started with nothing blocked.
+	defer sigmask.Block(unix.SIGTERM, unix.SIGHUP, unix.SIGINT)()
 	// No child may be born while these descriptors are not close-on-exec.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
@@ -243,27 +241,4 @@ func execute(f *os.File, args []string, fds []*os.File) error {
 	}
 	// Exec has put back the limit that the Go runtime had found, for the new program.
 	return errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-}
-
-// unblockSignals has this thread start children that have no signal blocked, although a replaced keeper starts with some:
-// see execute. restore is called on the same goroutine.
-func unblockSignals() (restore func()) {
-	runtime.LockOSThread()
-	undo := setSignals(unix.SIG_SETMASK)
-	return func() {
-		undo()
-		runtime.UnlockOSThread()
-	}
-}
-
-// setSignals changes the signal mask of this thread.
-func setSignals(how int, signals ...unix.Signal) (restore func()) {
-	var set, old unix.Sigset_t
-	for _, s := range signals {
-		set.Val[0] |= 1 << (s - 1) // the first 32, on every architecture
-	}
-	if err := unix.PthreadSigmask(how, &set, &old); err != nil {
-		return func() {} // with these arguments it cannot fail
-	}
-	return func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) }
 }
