@@ -114,6 +114,24 @@ bench-recovery: build failpoints tools images ## Time the start of a daemon that
 critest: build tools images ## Run critest against a node of its own (as root); FOCUS=regexp runs some specs
 	CRITEST_FOCUS='$(FOCUS)' $(GO) test -tags integration -count=1 -timeout 40m -v ./integration/critest
 
+.PHONY: test-race
+test-race: tools images out/race ## Run the unit tests, and the black-box tests against a node, under the race detector (as root)
+	$(GO) test -race -tags seccomp -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./cgroups/... ./cmd/... ./cri/... ./internal/... ./network/... ./runtime/...
+	rm -rf out/race/logs && mkdir -p out/race/logs
+	BERTH_TEST_ROOT='$(CURDIR)/out/race' BERTH_TEST_SLOWNESS=4 GORACE='log_path=$(CURDIR)/out/race/logs/race' \
+		$(GO) test -race -tags integration -count=1 -timeout 40m $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration
+	@if compgen -G 'out/race/logs/race*' >/dev/null; then cat out/race/logs/race*; exit 1; fi
+
+# The launcher is as always: it is one goroutine that calls libcontainer, and static.
+.PHONY: out/race
+out/race: bin/berth-launch
+	mkdir -p $@/bin $@/out
+	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -o $@/bin/berth ./cmd/berth
+	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -o $@/bin/berth-keeper ./cmd/berth-keeper
+	cp bin/berth-launch $@/bin/
+	ln -sfn ../../../bin/tools $@/bin/tools
+	ln -sfn ../../images $@/out/images
+
 .PHONY: fuzz
 fuzz: ## Fuzz all parsers for FUZZTIME seconds in all (60; as root); FUZZ=regexp takes some
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' FUZZ='$(FUZZ)' integration/fuzz/run
