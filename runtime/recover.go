@@ -167,6 +167,9 @@ func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 		if err != nil {
 			at = time.Now()
 		}
+		if at.Before(c.record.CreatedAt) {
+			at = c.record.CreatedAt // the kernel counts in ticks
+		}
 		if err := c.update(func(f *containerFacts) { f.StartedAt = at }); err != nil {
 			r.log.Error("start of a container could not be recorded", "container", c.id(), "err", err)
 		}
