@@ -44,7 +44,7 @@ func (r *Runtime) attachStdin(k *keeper.Client, c *container, a *keeper.Attachme
 		return
 	}
 	a.Stdin.Close()
-	ctx, cancel := r.detached(releaseLimit)
+	ctx, cancel := context.WithTimeout(r.life, releaseLimit)
 	defer cancel()
 	if err := k.CloseStdin(ctx, c.id()); err != nil && c.state() == Running {
 		r.log.Warn("input of a container could not be closed, ignoring", "container", c.id(), "err", err)

@@ -24,6 +24,8 @@ import (
 type execTable struct {
 	mu      sync.Mutex
 	waiting map[string]chan keeper.Exit
+	serving map[string]struct{}
+	tell    func(ids []string) error // see tellOthers
 }
 
 func (t *execTable) await(id string) <-chan keeper.Exit {
@@ -43,13 +45,17 @@ func (t *execTable) forget(id string) {
 	delete(t.waiting, id)
 }
 
-func (t *execTable) exited(e keeper.Exit) {
+// exited reports whether anybody has waited for e.
+func (t *execTable) exited(e keeper.Exit) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if ch := t.waiting[e.ExecID]; ch != nil {
-		ch <- e // has room for the one exit there is
-		delete(t.waiting, e.ExecID)
+	ch := t.waiting[e.ExecID]
+	if ch == nil {
+		return false
 	}
+	ch <- e // has room for the one exit there is
+	delete(t.waiting, e.ExecID)
+	return true
 }
 
 // lost ends all waiting: a keeper that is gone reports nothing any more.
@@ -77,6 +83,18 @@ type execIO struct{ stdin, stdout, stderr *os.File }
 
 // startExec starts a process in a running container. The caller calls wait or kill, then done.
 func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, terminal bool, stdio execIO) (*execution, error) {
+	id := newID()[:32]
+	if err := r.execs.begin(id); err != nil {
+		return nil, err
+	}
+	x, err := r.startExecAs(ctx, id, c, cmd, terminal, stdio)
+	if err != nil {
+		r.execs.end(id)
+	}
+	return x, err
+}
+
+func (r *Runtime) startExecAs(ctx context.Context, id string, c *container, cmd []string, terminal bool, stdio execIO) (*execution, error) {
 	s, err := r.specOf(c)
 	if err != nil {
 		return nil, err
@@ -90,7 +108,6 @@ func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, ter
 	if err != nil {
 		return nil, err
 	}
-	id := newID()[:32]
 	x := &execution{r: r, id: id, c: c, group: parent.Sub(execCgroup + id)}
 	if err := x.group.Create(); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id(), err)
@@ -127,7 +144,7 @@ const execCgroup = "exec-"
 
 // kill ends the process and all its children at once. It does not return before they have ended.
 func (x *execution) kill() {
-	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
+	ctx, cancel := context.WithTimeout(x.r.life, releaseLimit)
 	defer cancel()
 	if err := x.group.Kill(ctx); err != nil {
 		x.r.log.Error("exec could not be killed", "container", x.c.id(), "exec", x.id, "err", err)
@@ -153,10 +170,15 @@ func (x *execution) wait(ctx context.Context) (keeper.Exit, error) {
 
 // done removes the cgroup, unless the process left children behind in it: these live as long as the container does.
 func (x *execution) done() {
+	defer x.r.execs.end(x.id)
 	if x.console != nil {
 		x.console.Close()
 	}
 	if pids, err := x.group.Pids(); err == nil && len(pids) > 0 {
+		// The mark is for the next daemon, which kills what was cut off.
+		if err := os.WriteFile(x.r.paths.leftBehind(x.c.id(), x.id), nil, 0o600); err != nil {
+			x.r.log.Warn("what a command left behind could not be marked, ignoring", "container", x.c.id(), "exec", x.id, "err", err)
+		}
 		return
 	}
 	if err := x.endGroup(); err != nil {
@@ -166,7 +188,7 @@ func (x *execution) done() {
 
 // endGroup removes the cgroup with whatever is in it.
 func (x *execution) endGroup() error {
-	ctx, cancel := context.WithTimeout(x.r.ctx, releaseLimit)
+	ctx, cancel := context.WithTimeout(x.r.life, releaseLimit)
 	defer cancel()
 	return x.group.Remove(ctx)
 }

@@ -50,19 +50,22 @@ func (w *exitWaiters) tell(id string) {
 	}
 }
 
-// onExit takes one exit that the keeper reports; when it returns the exit is on record.
-func (r *Runtime) onExit(e keeper.Exit) {
-	defer r.exits.tell(e.ID)
-	switch {
-	case e.ExecID != "":
-		r.execs.exited(e)
-	default:
-		if c := r.index.anyContainer(e.ID); c != nil {
-			r.finish(c, e)
-		} else if sb := r.index.sandbox(e.ID); sb != nil {
-			r.pauseExited(sb, e.At)
-		}
+// onExit takes one exit that the keeper reports, and says whether the keeper may forget it: when it returns true the exit is
+// on record. What another daemon waits for is left to that one.
+func (r *Runtime) onExit(e keeper.Exit) (taken bool) {
+	if e.ExecID != "" {
+		return r.execs.exited(e) || !r.parted.Load() && !r.servedElsewhere()[e.ExecID]
 	}
+	if r.parted.Load() {
+		return false
+	}
+	defer r.exits.tell(e.ID)
+	if c := r.index.anyContainer(e.ID); c != nil {
+		r.finish(c, e)
+	} else if sb := r.index.sandbox(e.ID); sb != nil {
+		r.pauseExited(sb, e.At)
+	}
+	return true
 }
 
 // finish records the end of a container. That of one in the making is kept until it is made, and forgotten with it

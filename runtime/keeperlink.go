@@ -119,22 +119,27 @@ func (l *keeperLink) close() error {
 func (r *Runtime) follow(k *keeper.Client) {
 	for {
 		for e := range k.Exits() {
-			r.onExit(e)
+			taken := r.onExit(e)
 			failpoint.Here(failpoint.ExitPublished)
-			k.Ack(e.Seq)
+			if taken {
+				k.Ack(e.Seq)
+			}
 		}
-		if r.ctx.Err() != nil || r.parting.Load() {
+		if r.life.Err() != nil || r.parting.Load() {
 			return
 		}
 		r.log.Error("the keeper is lost, connecting again", "err", k.Err())
 		r.execs.lost()
+		if r.parted.Load() {
+			return // the next daemon is in charge of a next keeper
+		}
 		if k = r.reconnect(); k == nil {
 			return
 		}
 	}
 }
 
-// reconnect tries until there is a keeper; nil at the end of the Runtime.
+// reconnect tries until there is a keeper; nil at the end of the Runtime's work.
 func (r *Runtime) reconnect() *keeper.Client {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		k, err := r.keeper.connect(r.ctx)

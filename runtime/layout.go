@@ -37,6 +37,12 @@ func (l layout) rootfs(id string) string     { return filepath.Join(l.run, "cont
 func (l layout) imageMounts(id string) string {
 	return filepath.Join(l.run, "containers", id, "images")
 }
+
+// leftBehind is the mark of an execution that has ended and left processes in the container.
+func (l layout) leftBehind(container, exec string) string {
+	return filepath.Join(l.bundle(container), "left-"+exec)
+}
+
 func (l layout) pauseRoot() string         { return filepath.Join(l.run, "pause") }
 func (l layout) shm(sandbox string) string { return filepath.Join(l.runSandbox(sandbox), "shm") }
 func (l layout) resolvConf(sandbox string) string {

@@ -43,7 +43,7 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	}
 	failpoint.Here(failpoint.RecoverResumed)
 	// From here on exits come in, also those that the keeper has kept for us.
-	r.background(func() { r.follow(k) })
+	r.following.Go(func() { r.follow(k) })
 
 	r.resumeSandboxes(ctx, known)
 	r.restoreNetwork(ctx)
@@ -198,16 +198,19 @@ func (r *Runtime) resumeStop(c *container) {
 	}
 }
 
-// killExecs ends the execs of the daemon before this one: their clients are gone.
+// killExecs ends what the daemon before this one executed in the container and nobody waits for any more: its clients are
+// gone. What a command left behind on purpose stays, and so does what another daemon still serves.
 func (r *Runtime) killExecs(c *container) {
 	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
 	if err != nil {
 		return
 	}
+	served := r.servedElsewhere()
 	seen := map[string]bool{}
 	for _, dir := range group.Paths() {
 		for _, name := range names(dir) {
-			if !strings.HasPrefix(name, execCgroup) || seen[name] {
+			id, isExec := strings.CutPrefix(name, execCgroup)
+			if !isExec || seen[name] || served[id] || fileExists(r.paths.leftBehind(c.id(), id)) {
 				continue
 			}
 			seen[name] = true

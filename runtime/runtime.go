@@ -56,6 +56,9 @@ type Config struct {
 	ExecDrain time.Duration
 	// ExecByLibcontainer starts every exec by a launcher, also where package enter could.
 	ExecByLibcontainer bool
+	// ServedElsewhere returns the executions that earlier daemons, which gave the node to this one, serve at this moment: they
+	// are left alone. See Part. Nil: there are none.
+	ServedElsewhere func() []string
 	// MaxLogLine is the size in bytes at which a line of a container's log is split.
 	MaxLogLine int
 	// HostPaths looks up what mounts and logs name; nil is one without a helper.
@@ -75,7 +78,8 @@ type HandlerConfig struct {
 
 // Runtime runs sandboxes and containers. Its methods may be called concurrently.
 //
-// A life: New, Recover once, then calls; Close lets go of everything, and whatever runs goes on running.
+// A life: New, Recover once, then calls; Close lets go of everything, and whatever runs goes on running. With Part, the
+// sessions with clients outlive the rest.
 type Runtime struct {
 	cfg    Config
 	paths  layout
@@ -95,9 +99,13 @@ type Runtime struct {
 	// flights joins a call that repeats a running one to it.
 	flights singleflight.Group
 
-	// ctx is that of work which outlives the call that began it. It ends with Close.
-	ctx    context.Context
-	cancel context.CancelFunc
+	// life ends with Close. ctx, below it, is that of work which outlives the call that began it: it ends with Part too.
+	life, ctx   context.Context
+	die, cancel context.CancelFunc
+	// parted says that Part was called.
+	parted atomic.Bool
+	// following is the taking of exits from the keeper, which sessions need to the end.
+	following sync.WaitGroup
 	// ending is locked while ctx is ended: what begins to work afterwards is seen by nobody who waits for work.
 	ending sync.RWMutex
 	work   sync.WaitGroup
@@ -146,11 +154,9 @@ func New(cfg Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &Runtime{
-		cfg: cfg, paths: l, log: cfg.Log, boot: boot,
-		index: newIndex(), oom: oom, ctx: ctx, cancel: cancel,
-	}
+	r := &Runtime{cfg: cfg, paths: l, log: cfg.Log, boot: boot, index: newIndex(), oom: oom}
+	r.life, r.die = context.WithCancel(context.Background())
+	r.ctx, r.cancel = context.WithCancel(r.life)
 	r.node = probeNode(cfg)
 	r.keeper = newKeeperLink(cfg.Keeper, cfg.Log)
 	return r, nil
@@ -159,8 +165,13 @@ func New(cfg Config) (*Runtime, error) {
 // Close ends all waiting and lets go of the keeper. Containers run on.
 func (r *Runtime) Close() error {
 	r.end()
+	r.die()
 	err := r.keeper.close()
+	r.following.Wait()
 	r.work.Wait()
+	if r.parted.Load() {
+		return err
+	}
 	return errors.Join(err, r.oom.Close())
 }
 

@@ -65,6 +65,16 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	return dialSettled(ctx, socket, newSpares(), Process{})
 }
 
+// Probe says whether this program and the keeper at socket speak with each other; the errors are those of Dial. Nothing
+// changes for the keeper, nor for the daemon in charge.
+func Probe(ctx context.Context, socket string) error {
+	c, err := dial(ctx, socket, newSpares())
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
 // Redial connects again after the connection was lost. If another keeper runs by now, it gets the spare descriptors
 // that c has held, so that terminals and exit codes outlive the first one. c is of no use any more, whatever comes back,
 // except for calling Redial again after an error.
