@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -42,7 +43,7 @@ func NewGRPCServer(s *Server, opts ...grpc.ServerOption) *grpc.Server {
 type door struct{ s *Server }
 
 func (d door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	err = d.call(ctx, info.FullMethod, subject(req), func() error {
+	err = d.call(ctx, info.FullMethod, subject(req), func(ctx context.Context) error {
 		var err error
 		resp, err = next(ctx, req)
 		return err
@@ -54,11 +55,11 @@ func (d door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ne
 }
 
 func (d door) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return d.call(ss.Context(), info.FullMethod, slog.Attr{}, func() error { return next(srv, ss) })
+	return d.call(ss.Context(), info.FullMethod, slog.Attr{}, func(ctx context.Context) error { return next(srv, &boundStream{ss, ctx}) })
 }
 
 // call does the work of a call and returns its error as a gRPC status.
-func (d door) call(ctx context.Context, fullMethod string, about slog.Attr, work func() error) (err error) {
+func (d door) call(ctx context.Context, fullMethod string, about slog.Attr, work func(context.Context) error) (err error) {
 	method := path.Base(fullMethod)
 	begun := time.Now()
 	ended := d.s.cfg.Metrics.CallBegun(method)
@@ -74,7 +75,13 @@ func (d door) call(ctx context.Context, fullMethod string, about slog.Attr, work
 	if !d.s.ready.Load() {
 		return status.Error(codes.Unavailable, "berth is starting: it is still looking at the pods that were here before")
 	}
-	return toStatus(work())
+	within, end := d.s.calls.begin(ctx, method)
+	defer end()
+	err = work(within)
+	if err != nil && errors.Is(context.Cause(within), errReplaced) {
+		err = errReplaced
+	}
+	return toStatus(err)
 }
 
 // report logs a failure once. What a healthy cluster sees now and then is not a warning.

@@ -6,7 +6,7 @@
 // code (errors.go). Logging, metrics and the mapping of errors happen once, in the interceptors (grpc.go).
 //
 //	server.go        the Server and its life
-//	grpc.go          interceptors, socket.go the socket
+//	grpc.go          interceptors, calls.go those under way, socket.go the socket
 //	sandbox.go       pod sandboxes        container.go   containers       exec.go   exec, attach, port forward
 //	stats.go         usage of resources   metrics*.go    cAdvisor's metrics
 //	image.go         images               status.go      the node         events.go container events
@@ -59,6 +59,7 @@ type Server struct {
 	log   *slog.Logger
 	ready atomic.Bool
 	rates *cpuRates
+	calls calls
 }
 
 // New returns a Server that is not ready.

@@ -41,11 +41,31 @@ func Listen(path string, gid int) (net.Listener, error) {
 	}
 	if gid != 0 {
 		// The umask may have taken the group's bits.
-		if err := errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o660)); err != nil {
-			return nil, errors.Join(fmt.Errorf("CRI socket: %w", err), l.Close())
+		if err := Permit(path, gid); err != nil {
+			return nil, errors.Join(err, l.Close())
 		}
 	}
 	return l, nil
+}
+
+// Permit lets root and, with a gid, that group use a socket that Listen has made, and nobody else.
+func Permit(path string, gid int) error {
+	mode := fs.FileMode(0o600)
+	if gid != 0 {
+		mode = 0o660
+	}
+	// First what takes away.
+	err := os.Chmod(path, 0o600)
+	if err == nil {
+		err = os.Chown(path, 0, gid)
+	}
+	if err == nil {
+		err = os.Chmod(path, mode)
+	}
+	if err != nil {
+		return fmt.Errorf("CRI socket: %w", err)
+	}
+	return nil
 }
 
 func removeStale(path string) error {

@@ -118,7 +118,7 @@ func TestNRIInstalledPlugin(t *testing.T) {
 			return nil
 		})
 		harness.Eventually(t, 10*time.Second, "end of all plugins "+when, func() error {
-			if pids := zombiesOf(t, n.Pid()); len(pids) > 0 {
+			if pids := zombiesOf(t, n.DaemonPid(t)); len(pids) > 0 {
 				return fmt.Errorf("the daemon has not asked for the end of %v", pids)
 			}
 			return nil

@@ -4,9 +4,12 @@ package integration
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -125,5 +128,77 @@ func TestSystemdOutOfMemory(t *testing.T) {
 	fine := pod.Sh(t, "fine", "exit 3")
 	if s := fine.WaitExit(t); s.ExitCode != 3 || s.Reason != "Error" {
 		t.Errorf("exit code %d, reason %s of a container that had memory", s.ExitCode, s.Reason)
+	}
+}
+
+// systemd follows the node from one daemon to the next: stop, restart and kill mean the one that has it.
+func TestSystemdFollowsUpgrades(t *testing.T) {
+	systemdNode(t) // skips where systemd is not pid 1
+	n := ownNode(t)
+	unit := fmt.Sprintf("berth-test-upgrade-%d.service", os.Getpid())
+	command := n.Hire(t) // the daemon's command line; none runs
+	t.Cleanup(func() {
+		_ = exec.Command("systemctl", "stop", unit).Run()
+		_ = exec.Command("systemctl", "reset-failed", unit).Run()
+	})
+	out, err := exec.Command("systemd-run", append([]string{
+		"--unit", unit, "-p", "Type=notify", "-p", "NotifyAccess=all", "-p", "KillMode=process", "-p", "Restart=always",
+		"-p", "RestartSec=100ms", "-p", "Delegate=yes",
+		"-p", "ExecReload=" + command[0] + " upgrade --run-dir " + n.RunDir, "--",
+	}, command...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("systemd-run: %v\n%s", err, out)
+	}
+	mainPid := func() int {
+		pid, err := strconv.Atoi(systemctl(t, "show", unit, "-p", "MainPID", "--value"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	app := n.RunPod(t, "followed").Idle(t, "app")
+	talk := converse(t, n, "exec", "-i", app.ID, "sh", "-c", parrot)
+	talk.say(t, "before")
+	first := mainPid()
+	for range 2 {
+		before := mainPid()
+		systemctl(t, "reload", unit)
+		if pid := mainPid(); pid == before || pid != n.DaemonPid(t) {
+			t.Errorf("systemd follows process %d, before %d, and %d has the node", pid, before, n.DaemonPid(t))
+		}
+		talk.say(t, "after a reload")
+	}
+	if found := lingering(t, n); len(found) != 1 || !strings.Contains(found[0], fmt.Sprint("process ", first, ",")) {
+		t.Errorf("lingering: %q", found)
+	}
+	// While the first daemon lingers, the end of the present one is seen all the same.
+	killed := mainPid()
+	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 30*time.Second, "a new daemon", func() error {
+		if pid := mainPid(); pid == 0 || pid == killed {
+			return fmt.Errorf("systemd follows process %d", pid)
+		}
+		if out := systemctl(t, "show", unit, "-p", "SubState", "--value"); out != "running" {
+			return fmt.Errorf("the unit is %s", out)
+		}
+		return nil
+	})
+	talk.say(t, "after a kill")
+	if got := app.Exec(t, "echo", "well"); got != "well" {
+		t.Errorf("got %q", got)
+	}
+	// A stop of the unit is a stop of all.
+	systemctl(t, "stop", unit)
+	_ = talk.cmd.Wait() // it ends; what crictl makes of that is its own business
+	harness.Eventually(t, 30*time.Second, "the end of the first daemon", func() error {
+		if _, err := os.Stat(fmt.Sprint("/proc/", first)); err == nil {
+			return fmt.Errorf("process %d is there", first)
+		}
+		return nil
+	})
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
 	}
 }

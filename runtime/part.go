@@ -79,42 +79,22 @@ func (r *Runtime) servedElsewhere() map[string]bool {
 	return served
 }
 
-// EndExecs kills executions whose daemon has died. Those that have ended, or that this Runtime does not know, are no error.
+// EndExecs kills executions whose daemon has died, with what they have begun, as Recover does with those of a daemon before.
+// That one has ended is no error.
 func (r *Runtime) EndExecs(ctx context.Context, ids []string) error {
-	k, err := r.keeper.client(ctx)
-	if err != nil {
-		return err
-	}
-	states, err := k.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, s := range states {
-		c := r.index.container(s.ID)
-		if c == nil {
-			continue
+	var failed error
+	for _, c := range r.index.allContainers() {
+		group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
+		if err != nil {
+			return err
 		}
-		for _, x := range s.Execs {
-			if !slices.Contains(ids, x.ExecID) {
-				continue
+		for _, id := range ids {
+			if x := group.Sub(execCgroup + id); x.Exists() {
+				failed = errors.Join(failed, x.Remove(ctx))
 			}
-			if x.Exit != nil {
-				k.Ack(x.Exit.Seq) // it was left for the one who waited for it
-				continue
-			}
-			err = errors.Join(err, r.endExec(ctx, c, x.ExecID))
 		}
 	}
-	return err
-}
-
-// endExec kills an execution with its children and removes its cgroup.
-func (r *Runtime) endExec(ctx context.Context, c *container, id string) error {
-	group, err := r.cfg.Cgroups.Open(c.record.CgroupsPath)
-	if err != nil {
-		return err
-	}
-	return group.Sub(execCgroup + id).Remove(ctx)
+	return failed
 }
 
 // CheckKeeper says whether this program could work with the keeper that runs in runDir. No keeper is no error.

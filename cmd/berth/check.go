@@ -65,6 +65,9 @@ func describe(s admin.Status) string {
 	line("cgroup driver", s.CgroupDriver)
 	line("handlers", strings.Join(s.Handlers, ", "))
 	line("pods", fmt.Sprintf("%d with %d containers", s.Sandboxes, s.Containers))
+	for _, l := range s.Lingering {
+		line("lingering", fmt.Sprintf("berth %s, process %d, stays for %d sessions", l.Version, l.Pid, l.Sessions))
+	}
 	list := func(topic string, items []string) {
 		for _, item := range items {
 			line(topic, item)

@@ -2,19 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/berth-node/berth/cgroups"
@@ -22,7 +21,7 @@ import (
 	"github.com/berth-node/berth/internal/admin"
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
-	"github.com/berth-node/berth/internal/filelock"
+	"github.com/berth-node/berth/internal/handover"
 	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/internal/metrics"
 	"github.com/berth-node/berth/internal/stream"
@@ -33,10 +32,13 @@ import (
 	"github.com/berth-node/berth/runtime/spec"
 )
 
-// A node is the daemon's parts, wired together.
+// A node is the parts that serve, wired together. A daemon has one at a time.
+//
+//	build → recover, open → stop or handOver, after which the sessions may go on → end
 type node struct {
 	cfg     config.Config
 	log     *slog.Logger
+	sockets *handover.Sockets
 	images  *image.Store
 	network network.Attacher
 	builtin *network.Builtin // the network if it is the built-in one, else nil
@@ -45,17 +47,16 @@ type node struct {
 	streams *stream.Server
 	metrics *metrics.Metrics
 	cri     *cri.Server
-	close   []func() error
-}
+	close   []func() error // what was opened, the runtime and the doors excepted
 
-// run is the node: it returns nil when ctx has ended, or a drain has, and all that it serves has stopped. Pods run on.
-func run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
-	n := &node{cfg: cfg, log: log}
-	defer func() { err = errors.Join(err, n.shut()) }()
-	if err := n.build(); err != nil {
-		return err
-	}
-	return n.serve(ctx)
+	server   *grpc.Server
+	operator *admin.Server
+	over     context.Context // ends when no more calls are taken
+	leave    context.CancelFunc
+	doors    sync.WaitGroup
+	broken   chan error    // why a door broke
+	drained  chan struct{} // closed by a drain
+	calls    <-chan struct{}
 }
 
 // shut closes what was opened, the last first.
@@ -64,17 +65,17 @@ func (n *node) shut() error {
 	for i := len(n.close) - 1; i >= 0; i-- {
 		failed = errors.Join(failed, n.close[i]())
 	}
+	n.close = nil
 	return failed
 }
 
 func (n *node) onClose(f func() error) { n.close = append(n.close, f) }
 
+// build opens all parts; nothing is done yet, and nobody let in. end undoes it, also where it failed.
 func (n *node) build() error {
-	stream.RouteKlog(n.log)
 	n.metrics = metrics.New(version)
-	if err := n.lock(); err != nil {
-		return err
-	}
+	n.broken, n.drained = make(chan error, 4), make(chan struct{})
+	n.over, n.leave = context.WithCancel(context.Background())
 	host, err := n.openCgroups()
 	if err != nil {
 		return err
@@ -97,11 +98,7 @@ func (n *node) build() error {
 	if n.runtime, err = runtime.New(n.runtimeConfig(host)); err != nil {
 		return fmt.Errorf("runtime: %w", err)
 	}
-	n.onClose(n.runtime.Close)
-	if n.streams, err = stream.Listen(stream.Config{
-		Address:     net.JoinHostPort(n.cfg.Streaming.Address, strconv.Itoa(n.cfg.Streaming.Port)),
-		IdleTimeout: n.cfg.Streaming.IdleTimeout, Log: n.log,
-	}, cri.StreamBackend(n.runtime)); err != nil {
+	if err := n.openStreams(); err != nil {
 		return err
 	}
 	n.cri = cri.New(cri.Config{
@@ -111,19 +108,15 @@ func (n *node) build() error {
 	return nil
 }
 
-// lock makes sure that no other daemon uses the folders, before anything in them is touched.
-func (n *node) lock() error {
-	for _, dir := range []string{n.cfg.RootDir, n.cfg.RunDir} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
-		release, err := filelock.Acquire(filepath.Join(dir, "berth.lock"))
-		if err != nil {
-			return fmt.Errorf("is another berth using %s? %w", dir, err)
-		}
-		n.onClose(release)
+// openStreams needs the runtime, and the CRI needs it: it gives out URLs.
+func (n *node) openStreams() error {
+	address := net.JoinHostPort(n.cfg.Streaming.Address, strconv.Itoa(n.cfg.Streaming.Port))
+	l, err := n.sockets.Listen("stream", address, func() (net.Listener, error) { return stream.Listen(address) })
+	if err != nil {
+		return err
 	}
-	return nil
+	n.streams, err = stream.New(stream.Config{IdleTimeout: n.cfg.Streaming.IdleTimeout, Log: n.log}, l, cri.StreamBackend(n.runtime))
+	return err
 }
 
 func (n *node) openCgroups() (*cgroups.Host, error) {
@@ -204,71 +197,81 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		UnprivilegedPorts: n.cfg.Container.EnableUnprivilegedPorts, UnprivilegedPing: n.cfg.Container.EnableUnprivilegedICMP,
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
 		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout, ExecByLibcontainer: n.cfg.Exec.Libcontainer,
-		HostPaths:  &hostpath.Resolver{Program: "/proc/self/exe"},
-		MaxLogLine: n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
+		HostPaths:       &hostpath.Resolver{Program: "/proc/self/exe"},
+		ServedElsewhere: func() []string { return servedByLingerers(n.cfg.RunDir) },
+		MaxLogLine:      n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
 	}
 }
 
-// serve opens the doors, recovers what was there before, and then lets callers in.
-func (n *node) serve(ctx context.Context) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	listener, err := cri.Listen(n.cfg.CRISocket, n.cfg.CRISocketGroup)
-	if err != nil {
-		return err
-	}
-	operator, err := admin.Listen(adminSocket(n.cfg.RunDir))
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	server := cri.NewGRPCServer(n.cri)
-	doors, ctx := errgroup.WithContext(ctx)
-	doors.Go(func() error {
-		if err := server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it had begun
-			return err
-		}
-		return nil
-	})
-	doors.Go(n.streams.Serve)
-	doors.Go(func() error { return admin.Serve(ctx, operator, n.backend(stop), n.log) })
-	n.serveMetrics(ctx, doors)
-	doors.Go(func() error {
-		<-ctx.Done()
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-		stopServer(server)
-		return n.streams.Close()
-	})
-	if err := n.recover(ctx); err != nil {
-		stop()
-		return errors.Join(err, doors.Wait())
-	}
-	return doors.Wait()
-}
-
+// recover finds what was there before.
 func (n *node) recover(ctx context.Context) error {
-	began := time.Now()
 	if err := n.runtime.Recover(ctx); err != nil {
 		if n.cfg.Keeper == config.KeeperExternal && errors.Is(err, errdefs.ErrUnavailable) {
 			return fmt.Errorf("no keeper answers in %s, and keeper is %q: start berth-keeper first: %w", n.cfg.RunDir, n.cfg.Keeper, err)
 		}
 		return fmt.Errorf("recover: %w", err)
 	}
-	if err := n.runtime.StartPlugins(); err != nil {
+	return n.runtime.StartPlugins()
+}
+
+// open lets callers in at all doors. The CRI tells them to wait until SetReady.
+func (n *node) open(backend admin.Backend) error {
+	listener, err := n.sockets.Listen("cri", n.cfg.CRISocket, func() (net.Listener, error) { return cri.Listen(n.cfg.CRISocket, n.cfg.CRISocketGroup) })
+	if err == nil {
+		err = cri.Permit(n.cfg.CRISocket, n.cfg.CRISocketGroup) // another daemon's configuration may have been another
+	}
+	if err != nil {
 		return err
 	}
-	n.cri.SetReady()
-	status := n.runtime.Status(ctx)
-	for _, l := range status.Limitations {
-		n.log.Warn("limitation of this node", "what", l)
+	path := adminSocket(n.cfg.RunDir)
+	operator, err := n.sockets.Listen("admin", path, func() (net.Listener, error) { return admin.Listen(path) })
+	if err != nil {
+		return errors.Join(err, listener.Close())
 	}
-	n.log.Info("berth is ready", "version", version, "criSocket", n.cfg.CRISocket, "network", n.cfg.Network.Mode,
-		"cgroupDriver", status.CgroupDriver, "sandboxes", len(n.runtime.Sandboxes(runtime.SandboxFilter{})),
-		"recovery", time.Since(began).Round(time.Millisecond))
-	// Under systemd, the unit counts as started from here on.
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		n.log.Warn("systemd could not be told, ignoring", "err", err)
-	}
+	n.server, n.operator = cri.NewGRPCServer(n.cri), admin.NewServer(backend, n.log)
+	n.door(func() error {
+		if err := n.server.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) { // stopped before it had begun
+			return err
+		}
+		return nil
+	})
+	n.door(n.streams.Serve)
+	n.door(func() error { return n.operator.Serve(operator) })
+	n.openMetrics()
+	n.sockets.RemoveUnused()
 	return nil
+}
+
+func (n *node) openMetrics() {
+	address := n.cfg.Metrics.Address
+	if address == config.MetricsOff {
+		return
+	}
+	l, err := n.sockets.Listen("metrics", address, func() (net.Listener, error) { return metrics.Listen(address) })
+	if err != nil {
+		n.log.Error("no metrics, ignoring", "err", err)
+		return
+	}
+	n.door(func() error { return n.metrics.Serve(n.over, l, n.cfg.Metrics.Pprof) })
+}
+
+// door serves until the end of n; an end before is a fault of the node.
+func (n *node) door(serve func() error) {
+	n.doors.Go(func() {
+		if err := serve(); err != nil && n.over.Err() == nil {
+			n.broken <- err
+		}
+	})
+}
+
+// stop ends all calls and sessions.
+func (n *node) stop() {
+	n.leave()
+	if n.server != nil {
+		stopServer(n.server)
+		n.operator.Close()
+		<-n.operator.Done()
+	}
 }
 
 // stopServer lets short calls end and cuts off the rest: whoever waits for events or for a slow stop asks again.
@@ -279,14 +282,77 @@ func stopServer(server *grpc.Server) {
 	server.GracefulStop()
 }
 
-func (n *node) serveMetrics(ctx context.Context, doors *errgroup.Group) {
-	if n.cfg.Metrics.Address == config.MetricsOff {
-		return
+// end closes everything; sessions that are left are cut off. Pods run on.
+func (n *node) end() error {
+	n.leave()
+	var failed error
+	if n.server != nil {
+		n.server.Stop()
+		n.operator.Close()
 	}
-	l, err := metrics.Listen(n.cfg.Metrics.Address)
-	if err != nil {
-		n.log.Error("no metrics, ignoring", "err", err)
-		return
+	if n.streams != nil {
+		failed = errors.Join(failed, n.streams.Close())
 	}
-	doors.Go(func() error { return n.metrics.Serve(ctx, l, n.cfg.Metrics.Pprof) })
+	if n.runtime != nil {
+		failed = errors.Join(failed, n.runtime.Close())
+	}
+	n.doors.Wait()
+	return errors.Join(failed, n.shut())
+}
+
+// How long hand-overs wait.
+const (
+	callsLimit = 10 * time.Second // for calls that do not take long
+	workLimit  = 30 * time.Second // for work to end that was told to
+)
+
+// handOver lets no more callers in and gives up everything but the sessions. What it returns is for the next daemon. After an
+// error n is of no more use either.
+func (n *node) handOver(ctx context.Context, l *handover.Lingering) (pending json.RawMessage, err error) {
+	n.leave()
+	short, cancel := context.WithTimeout(ctx, callsLimit)
+	defer cancel()
+	var operator sync.WaitGroup
+	operator.Go(func() { n.operator.HandOver(short) })
+	n.calls = n.cri.HandOver(short, n.server)
+	operator.Wait()
+	if pending, err = n.streams.HandOver(ctx); err != nil {
+		return nil, err
+	}
+	work, cancel := context.WithTimeout(ctx, workLimit)
+	defer cancel()
+	if err := n.runtime.Part(work, l.TellExecs); err != nil {
+		return nil, err
+	}
+	return pending, errors.Join(l.TellSessions(n.sessions()), n.shut())
+}
+
+// sessions is how many a node still serves after handOver.
+func (n *node) sessions() int { return n.streams.Sessions() + n.cri.Sessions() }
+
+// linger returns when the sessions have ended after handOver, or ctx has.
+func (n *node) linger(ctx context.Context, l *handover.Lingering) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for n.sessions() > 0 {
+		if err := l.TellSessions(n.sessions()); err != nil {
+			n.log.Warn("the number of sessions could not be noted, ignoring", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if n.calls == nil {
+		return // the hand-over had not come that far
+	}
+	// The last answers are on their way.
+	for _, last := range []<-chan struct{}{n.calls, n.operator.Done()} {
+		select {
+		case <-last:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

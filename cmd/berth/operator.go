@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/admin"
+	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/runtime"
 	"github.com/berth-node/berth/runtime/image"
 )
 
-// backend is what the operator's door calls.
-func (n *node) backend(stop func()) admin.Backend {
+// backend is what the operator's door of n calls.
+func (b *berth) backend(n *node) admin.Backend {
 	return admin.Backend{
 		Images: func() []admin.Image {
 			out := []admin.Image{}
@@ -29,8 +30,28 @@ func (n *node) backend(stop func()) admin.Backend {
 		Pull:   n.pullImage,
 		Remove: n.removeImage,
 		Status: n.status,
-		Drain:  n.drain,
-		Stop:   stop,
+		Drain: func(ctx context.Context, grace time.Duration, tell func(string)) error {
+			if !b.exclusive.TryLock() {
+				return errBusy
+			}
+			err := n.drain(ctx, grace, tell)
+			if err != nil { // otherwise this daemon ends
+				b.exclusive.Unlock()
+			}
+			return err
+		},
+		Stop:    func() { close(n.drained) },
+		Upgrade: b.upgrade,
+		ReplaceKeeper: func(ctx context.Context) (string, error) {
+			binary := b.cfg.Keeper
+			if binary == config.KeeperExternal {
+				var err error
+				if binary, err = config.FindKeeper(b.exe); err != nil {
+					return "", err
+				}
+			}
+			return n.runtime.ReplaceKeeper(ctx, binary, b.cfg.Launch)
+		},
 	}
 }
 
@@ -92,6 +113,7 @@ func (n *node) status(ctx context.Context) admin.Status {
 	if s.Network != nil {
 		out.NetworkError = s.Network.Error()
 	}
+	out.Lingering = lingeringStatus(n.cfg.RunDir)
 	for _, h := range s.Handlers {
 		name := h.Name
 		if name == "" {

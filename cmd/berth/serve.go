@@ -10,14 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/handover"
 )
 
 func serveCommand() *cobra.Command {
@@ -25,7 +24,7 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the node: serve the CRI until a signal comes",
 		Long: `Run the node: serve the CRI until SIGINT or SIGTERM comes. Pods run on without the daemon, and the next one finds them.
-SIGHUP replaces the daemon by the program that is installed now, with the configuration as it is then.
+SIGHUP does what "berth upgrade" does: the program that is installed now takes over, with the configuration as it is then.
 
 Several nodes run side by side on one machine if each has folders of its own: --root-dir, --run-dir.`,
 		Args: operands(cobra.NoArgs),
@@ -173,9 +172,6 @@ func logger(c config.Log, to io.Writer) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(to, options)), nil
 }
 
-// errReload is why the node stops when SIGHUP has come.
-var errReload = errors.New("reload")
-
 func serve(ctx context.Context, set *pflag.FlagSet) error {
 	if os.Geteuid() != 0 {
 		return errors.New("serve: containers need root")
@@ -184,55 +180,20 @@ func serve(ctx context.Context, set *pflag.FlagSet) error {
 	if err != nil {
 		return fmt.Errorf("own program: %w", err)
 	}
-	c, err := configure(set, exe)
+	before, err := handover.Inherit()
 	if err != nil {
 		return err
 	}
-	log, err := logger(c.Log, os.Stderr)
+	d, err := newDaemon(ctx, set, exe, before)
 	if err != nil {
+		if before != nil {
+			before.Unable(err)
+		}
 		return err
 	}
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
-	go watchReload(ctx, hup, log, func() error { _, err := configure(set, exe); return err }, stop)
-
-	if err := run(ctx, c, log); err != nil {
-		return err
-	}
-	if !errors.Is(context.Cause(ctx), errReload) {
-		return nil
-	}
-	log.Info("reloading: starting the installed program anew")
-	return fmt.Errorf("start %s anew: %w", exe, unix.Exec(exe, os.Args, os.Environ()))
-}
-
-// watchReload stops the node for a reload at a signal, unless the new configuration is bad. It returns when ctx ends.
-func watchReload(ctx context.Context, hup <-chan os.Signal, log *slog.Logger, check func() error, stop context.CancelCauseFunc) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hup:
-		}
-		if err := check(); err != nil {
-			log.Error("not reloading, the configuration is bad", "error", err)
-			continue
-		}
-		// systemd expects "ready" again, which the next program says.
-		if _, err := daemon.SdNotify(false, reloading()); err != nil {
-			log.Warn("cannot tell systemd of the reload, ignoring", "error", err)
-		}
-		stop(errReload)
-		return
-	}
-}
-
-// reloading is what systemd wants to hear: with the time, since 253.
-func reloading() string {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // cannot fail for this clock
-	return fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, time.Duration(now.Nano()).Microseconds())
+	go d.reloadAt(ctx, hup)
+	return d.run(ctx)
 }

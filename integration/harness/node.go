@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,8 +204,31 @@ func (n *Node) Running() bool {
 	}
 }
 
-// Pid returns the daemon's process id.
+// Pid returns the process that was started as the daemon. After an upgrade it is the one that stays and passes signals on.
 func (n *Node) Pid() int { return n.daemon.Process.Pid }
+
+// Hire ends the daemon and returns the command line that started it, for somebody else to run.
+func (n *Node) Hire(t testing.TB) []string {
+	t.Helper()
+	if err := n.end(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	return n.daemon.Args
+}
+
+// DaemonPid returns the process that has the node: it signs the lock of the run dir.
+func (n *Node) DaemonPid(t testing.TB) int {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(n.RunDir, "berth.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
 
 // Restart ends the daemon as a service manager does and starts it again.
 func (n *Node) Restart(t testing.TB) {
@@ -224,11 +248,16 @@ func (n *Node) Reconfigure(t testing.TB, config string) {
 	n.Restart(t)
 }
 
-// Kill9 ends the daemon without warning.
+// Kill9 ends the daemon without warning, after an upgrade the one that has the node.
 func (n *Node) Kill9(t testing.TB) {
 	t.Helper()
-	if err := n.end(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+	if n.Running() {
+		if err := syscall.Kill(n.DaemonPid(t), syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+		if err := n.waitEnd("after SIGKILL"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

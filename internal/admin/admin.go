@@ -7,6 +7,8 @@
 //	POST   /v1/images/pull?ref=   body: credentials; answers lines of progress, the last one with the image
 //	DELETE /v1/images?ref=
 //	GET    /v1/status             what the daemon knows of its node
+//	POST   /v1/upgrade?program=   has another daemon take over; answers lines of what it did
+//	POST   /v1/keeper             has the keeper replaced in place by the installed one
 //	POST   /v1/drain?grace=       removes all pods, then ends the daemon; answers lines of what it did
 //
 // An error is a JSON object {"error": "…"} with a status code of its class; in an answer of lines it is the last line.
@@ -39,6 +41,8 @@ type Progress struct {
 	Text  string `json:"text,omitempty"`
 	Image *Image `json:"image,omitempty"`
 	Error string `json:"error,omitempty"`
+	// Done is true in the last line of an upgrade that was one.
+	Done bool `json:"done,omitempty"`
 }
 
 // Status is what the daemon knows of its node.
@@ -50,9 +54,18 @@ type Status struct {
 	Handlers     []string `json:"handlers"`
 	Sandboxes    int      `json:"sandboxes"`
 	Containers   int      `json:"containers"`
+	// Lingering are earlier daemons that serve their sessions to the end.
+	Lingering []Lingering `json:"lingering,omitempty"`
 	// Limitations are what the node lacks; Damaged are records that were set aside.
 	Limitations []string `json:"limitations,omitempty"`
 	Damaged     []string `json:"damaged,omitempty"`
+}
+
+// Lingering is a daemon that has given the node to another one and still serves sessions.
+type Lingering struct {
+	Pid      int    `json:"pid"`
+	Version  string `json:"version"`
+	Sessions int    `json:"sessions"`
 }
 
 // A Backend does what the door asks for. All fields are required.
@@ -63,6 +76,11 @@ type Backend struct {
 	Pull   func(ctx context.Context, ref string, creds Credentials, tell func(string)) (Image, error)
 	Remove func(ctx context.Context, ref string) error
 	Status func(ctx context.Context) Status
+	// Upgrade has the program at that path, "" for the installed one, take over from this daemon.
+	Upgrade func(ctx context.Context, program string, tell func(string)) error
+	// ReplaceKeeper has the installed keeper take the place of the one that runs, and returns what it is; "" if it is the
+	// same.
+	ReplaceKeeper func(ctx context.Context) (build string, err error)
 	// Drain removes all pods; when it has returned nil, the answer is sent and then Stop is called.
 	Drain func(ctx context.Context, grace time.Duration, tell func(string)) error
 	Stop  func()

@@ -23,14 +23,15 @@ func serve(t *testing.T, b Backend) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, b, slog.New(slog.DiscardHandler)) }()
+	s := NewServer(b, slog.New(slog.DiscardHandler))
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+		s.Close()
+		if err := <-served; err != nil {
 			t.Error("Serve:", err)
 		}
+		<-s.Done()
 	})
 	if _, err := Listen(socket); !errors.Is(err, errdefs.ErrAlreadyExists) {
 		t.Errorf("a second daemon on the same socket: %v", err)
@@ -123,18 +124,16 @@ func TestDrainStopsTheDaemonOnlyWhenDone(t *testing.T) {
 	<-stopped
 }
 
-// The daemon ends when Serve has returned: the answer to who ended it must be out by then.
-func TestServeWaitsForWhatIsUnderWay(t *testing.T) {
+// The daemon ends when the server is done: the answer to who ended it must be out by then.
+func TestDoneWaitsForWhatIsUnderWay(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	goOn, answered := make(chan struct{}), make(chan error, 1)
+	began, goOn, answered := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	b := Backend{Status: func(context.Context) Status {
-		cancel()
+		close(began)
 		<-goOn
 		return Status{Version: "1"}
 	}}
@@ -142,12 +141,14 @@ func TestServeWaitsForWhatIsUnderWay(t *testing.T) {
 		_, err := NewClient(socket).Status(context.Background())
 		answered <- err
 	}()
+	s := NewServer(b, slog.New(slog.DiscardHandler))
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, b, slog.New(slog.DiscardHandler)) }()
-	<-ctx.Done()
+	go func() { served <- s.Serve(l) }()
+	<-began
+	s.Close()
 	select {
-	case <-served:
-		t.Error("Serve returned while an answer was under way")
+	case <-s.Done():
+		t.Error("it is done while an answer is under way")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(goOn)
@@ -157,6 +158,56 @@ func TestServeWaitsForWhatIsUnderWay(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+	<-s.Done()
+}
+
+// The call for an upgrade outlives the server's end, since it is answered after that; others do not.
+func TestUpgradeOutlivesTheHandOver(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulling := make(chan struct{})
+	var s *Server
+	b := Backend{
+		Pull: func(ctx context.Context, _ string, _ Credentials, _ func(string)) (Image, error) {
+			close(pulling)
+			<-ctx.Done()
+			return Image{}, ctx.Err()
+		},
+		Upgrade: func(ctx context.Context, program string, tell func(string)) error {
+			<-pulling
+			tell("begun with " + program)
+			s.HandOver(ctx)
+			if _, err := NewClient(socket).Status(ctx); err == nil {
+				t.Error("a call is taken after the hand-over")
+			}
+			return ctx.Err()
+		},
+	}
+	s = NewServer(b, slog.New(slog.DiscardHandler))
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	pulled := make(chan error, 1)
+	go func() {
+		_, err := NewClient(socket).Pull(context.Background(), "a", Credentials{}, nil)
+		pulled <- err
+	}()
+	var told []string
+	if err := NewClient(socket).Upgrade(t.Context(), "/new", func(s string) { told = append(told, s) }); err != nil {
+		t.Errorf("Upgrade: %v", err)
+	}
+	if !reflect.DeepEqual(told, []string{"begun with /new"}) {
+		t.Errorf("told %q", told)
+	}
+	if err := <-pulled; err == nil {
+		t.Error("the pull went on")
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	<-s.Done()
 }
 
 func TestNoDaemon(t *testing.T) {

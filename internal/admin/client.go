@@ -83,6 +83,23 @@ func (c *Client) Drain(ctx context.Context, grace time.Duration, tell func(strin
 	return err
 }
 
+// Upgrade has another daemon take over: the program at that path, or "" for the installed one. It returns when that one serves; after
+// an error the daemon that was asked goes on, unless the error says otherwise.
+func (c *Client) Upgrade(ctx context.Context, program string, tell func(string)) error {
+	last, err := c.lines(ctx, "/v1/upgrade", url.Values{"program": {program}}, nil, tell)
+	if err == nil && !last.Done {
+		return fmt.Errorf("the daemon broke off in the middle of the upgrade: %w", errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// ReplaceKeeper has the installed keeper take the place of the one that runs, in place. build is the new one's version, "" if it
+// is the same program.
+func (c *Client) ReplaceKeeper(ctx context.Context) (build string, err error) {
+	err = c.json(ctx, http.MethodPost, "/v1/keeper", nil, nil, &build)
+	return build, err
+}
+
 func (c *Client) json(ctx context.Context, method, path string, query url.Values, body io.Reader, into any) error {
 	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -40,32 +41,107 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers on l until ctx ends; then it waits for what is under way, at most grace.
-func Serve(ctx context.Context, l net.Listener, b Backend, log *slog.Logger) error {
-	server := &http.Server{
-		Handler:           handler(b, log),
+// A Server answers the calls on one listener.
+type Server struct {
+	http   *http.Server
+	ctx    context.Context // that of the calls
+	cancel context.CancelFunc
+	shut   chan struct{} // see Done
+
+	mu      sync.Mutex
+	ending  bool
+	working map[string]int // calls under way, by path
+}
+
+// NewServer returns a Server of b. The caller runs Serve, and Close in any case.
+func NewServer(b Backend, log *slog.Logger) *Server {
+	s := &Server{shut: make(chan struct{}), working: map[string]int{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.http = &http.Server{
+		Handler:           s.count(handler(b, log)),
 		ReadHeaderTimeout: 10 * time.Second,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return s.ctx },
 	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		const grace = 5 * time.Second
-		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-		defer cancel()
-		if server.Shutdown(shut) != nil {
-			server.Close()
-		}
-	})
-	err := server.Serve(l) // it does not wait for the answers under way; Shutdown does
-	if !stop() {
-		<-ended
-	}
-	if !errors.Is(err, http.ErrServerClosed) {
+	return s
+}
+
+// Serve answers on l, which it closes, until Close or HandOver.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
+
+// Close takes no more calls and ends those that are under way. Done tells when their last answers are out.
+func (s *Server) Close() {
+	const grace = 5 * time.Second
+	s.end(grace)
+}
+
+// HandOver is Close for a daemon that another one replaces: calls to upgrade go on, and those wait for the end of this. It
+// returns when no other call is under way, or ctx ends.
+func (s *Server) HandOver(ctx context.Context) {
+	const grace = 5 * time.Minute // an upgrade is bounded by itself
+	s.end(grace)
+	for s.atWork() {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Done is closed some time after Close or HandOver, when all answers are out or were cut off.
+func (s *Server) Done() <-chan struct{} { return s.shut }
+
+func (s *Server) end(grace time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		return
+	}
+	s.ending = true
+	s.cancel()
+	go func() {
+		defer close(s.shut)
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		if s.http.Shutdown(ctx) != nil {
+			s.http.Close()
+		}
+	}()
+}
+
+func (s *Server) atWork() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, n := range s.working {
+		if n > 0 && path != upgradePath {
+			return true
+		}
+	}
+	return false
+}
+
+// count keeps s.working.
+func (s *Server) count(next http.Handler) http.Handler {
+	add := func(path string, n int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.working[path] += n; s.working[path] == 0 {
+			delete(s.working, path)
+		}
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		add(r.URL.Path, 1)
+		defer add(r.URL.Path, -1)
+		next.ServeHTTP(w, r)
+	})
+}
+
+const upgradePath = "/v1/upgrade"
 
 func handler(b Backend, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
@@ -80,6 +156,11 @@ func handler(b Backend, log *slog.Logger) http.Handler {
 		answer(w, struct{}{}, b.Remove(r.Context(), r.URL.Query().Get("ref")))
 	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, b.Status(r.Context()), nil) })
+	mux.HandleFunc("POST /v1/keeper", func(w http.ResponseWriter, r *http.Request) {
+		build, err := b.ReplaceKeeper(r.Context())
+		answer(w, build, err)
+	})
+	mux.HandleFunc("POST "+upgradePath, func(w http.ResponseWriter, r *http.Request) { upgrade(w, r, b) })
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) { drain(w, r, b) })
 	return mux
 }
@@ -186,4 +267,15 @@ func drain(w http.ResponseWriter, r *http.Request, b Backend) {
 	}
 	send(Progress{Text: "drained"})
 	b.Stop()
+}
+
+func upgrade(w http.ResponseWriter, r *http.Request, b Backend) {
+	send := lines(w)
+	// Like a drain, it does not end with the client.
+	err := b.Upgrade(context.WithoutCancel(r.Context()), r.URL.Query().Get("program"), func(s string) { send(Progress{Text: s}) })
+	if err != nil {
+		send(Progress{Error: err.Error()})
+		return
+	}
+	send(Progress{Done: true})
 }

@@ -209,6 +209,12 @@ func (c *Config) Resolve(exe string) error {
 	return errors.Join(err, findProgram(&c.Launch, exe, "berth-launch"))
 }
 
+// FindKeeper returns the path of the installed berth-keeper, for a configuration that does not say. exe is that of berth.
+func FindKeeper(exe string) (path string, err error) {
+	err = findProgram(&path, exe, "berth-keeper")
+	return path, err
+}
+
 func findProgram(path *string, exe, name string) error {
 	if *path != "" {
 		if _, err := os.Stat(*path); err != nil {

@@ -8,18 +8,23 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Acquire locks the file, which it makes if need be and leaves behind, until release is called or this process ends,
-// however it ends. It does not wait: that another process holds the lock is an error that names it.
-func Acquire(path string) (release func() error, err error) {
+// A Lock is held until Release, or until this process ends, however it ends; and as long as another process has its File,
+// which is the same lock.
+type Lock struct{ f *os.File }
+
+// Acquire locks the file, which it makes if need be and leaves behind. It does not wait: that another process holds the lock
+// is an error that names it.
+func Acquire(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockSoon(f); err != nil {
 		holder := readHolder(f)
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
@@ -27,15 +32,105 @@ func Acquire(path string) (release func() error, err error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// The pid is for people; the kernel knows who holds the lock.
-	err = f.Truncate(0)
+	l := &Lock{f}
+	if err := l.Sign(); err != nil {
+		return nil, errors.Join(err, l.Release())
+	}
+	return l, nil
+}
+
+// lockSoon locks f. Somebody who only looks holds the lock for a moment too, see Holder and Wait.
+func lockSoon(f *os.File) (err error) {
+	for range 20 {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return err
+}
+
+// Adopt takes over the lock of path that another process holds and has handed over as a file, which is the Lock's from now
+// on, also after an error.
+func Adopt(f *os.File, path string) (*Lock, error) {
+	l := &Lock{f}
+	want, err := os.Stat(path)
+	if err != nil {
+		return nil, errors.Join(err, l.Release())
+	}
+	got, err := f.Stat()
+	if err == nil && !os.SameFile(got, want) {
+		err = fmt.Errorf("lock %s: what was handed over is another file", path)
+	}
 	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		// Of an open file that holds the lock this is true at once, whoever opened it.
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		err = l.Sign()
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), l.Release())
 	}
-	return f.Close, nil
+	return l, nil
+}
+
+// Sign writes who holds the lock. That is for people, and for who wants to send a signal; the kernel knows better.
+func (l *Lock) Sign() error {
+	err := l.f.Truncate(0)
+	if err == nil {
+		_, err = l.f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return err
+}
+
+// File is the lock itself, to be handed to another process; it stays the Lock's.
+func (l *Lock) File() *os.File { return l.f }
+
+// Release gives up the lock, or this process's part of it.
+func (l *Lock) Release() error { return l.f.Close() }
+
+// Holder returns the process that holds the lock of path; 0 if nobody does.
+func Holder(path string) (pid int, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		return 0, nil
+	}
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return 0, fmt.Errorf("lock %s: %w", path, err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
+}
+
+// Wait returns when nobody holds the lock of path any more.
+func Wait(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_SH)
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func readHolder(f *os.File) string {

@@ -7,28 +7,92 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestOneOwnerAtATime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	release, err := Acquire(path)
+	lock, err := Acquire(path)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if pid, err := Holder(path); err != nil || pid != os.Getpid() {
+		t.Errorf("holder %d, %v", pid, err)
 	}
 	// A second open file is a second owner, also in the same process.
 	_, err = Acquire(path)
 	if err == nil || !strings.HasSuffix(err.Error(), fmt.Sprint("is locked by process ", os.Getpid())) {
 		t.Errorf("second owner: %v", err)
 	}
-	if err := release(); err != nil {
+	if err := lock.Release(); err != nil {
 		t.Fatal(err)
 	}
-	release, err = Acquire(path)
+	if pid, err := Holder(path); err != nil || pid != 0 {
+		t.Errorf("holder %d, %v, of a lock that nobody has", pid, err)
+	}
+	lock, err = Acquire(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := release(); err != nil {
+	if err := lock.Release(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A lock that is handed over is never free in between.
+func TestAdopt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	first, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.FcntlInt(first.File().Fd(), unix.F_DUPFD_CLOEXEC, 0) // as it comes through a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := Adopt(os.NewFile(uintptr(fd), "lock"), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	freed := make(chan error, 1)
+	go func() { freed <- Wait(path) }()
+	if err := first.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Acquire(path); err == nil {
+		t.Error("the end of the first ended the second")
+	}
+	select {
+	case <-freed:
+		t.Error("Wait did not wait for the second")
+	default:
+	}
+	if err := second.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-freed; err != nil {
+		t.Error(err)
+	}
+
+	third, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer third.Release()
+	other, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Adopt(other, path); err == nil {
+		t.Error("a file that holds no lock was adopted")
+	}
+	stranger, err := os.Create(filepath.Join(t.TempDir(), "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Adopt(stranger, path); err == nil {
+		t.Error("another file was adopted")
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"sync"
 )
 
-// listener remembers its connections, so that Close ends those too that were upgraded, and makes each of them say when
+// listener remembers its connections, so that closeAll ends those too that were upgraded, and makes each of them say when
 // its client has gone.
 type listener struct {
 	net.Listener
@@ -21,6 +21,7 @@ type listener struct {
 	hangups *hangups
 
 	mu     sync.Mutex
+	over   bool // no more connections are taken
 	closed bool
 	conns  map[*conn]struct{}
 	// silent are the connections that have not shown a token, the oldest first.
@@ -85,12 +86,32 @@ func spoke(r *http.Request) {
 	c.listener.silent.Remove(c.silent)
 }
 
-// Close closes the listener and every connection. Calling it again does nothing.
+// Close takes no more connections; those that there are go on. Calling it again does nothing.
 func (l *listener) Close() error {
+	l.mu.Lock()
+	over := l.over
+	l.over = true
+	l.mu.Unlock()
+	if over {
+		return nil
+	}
+	return l.Listener.Close()
+}
+
+// ended reports whether Close was called.
+func (l *listener) ended() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
+}
+
+// closeAll closes the listener and every connection. Calling it again does nothing.
+func (l *listener) closeAll() error {
+	err := l.Close()
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
-		return nil
+		return err
 	}
 	l.closed = true
 	open := make([]*conn, 0, len(l.conns))
@@ -100,14 +121,21 @@ func (l *listener) Close() error {
 	l.mu.Unlock()
 
 	l.hangups.close()
-	err := l.Listener.Close()
-	if errors.Is(err, net.ErrClosed) {
-		err = nil // the http.Server was faster
-	}
 	for _, c := range open {
 		_ = c.Close()
 	}
 	return err
+}
+
+// unspoken returns the connections that have not shown a token.
+func (l *listener) unspoken() []*conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var conns []*conn
+	for e := l.silent.Front(); e != nil; e = e.Next() {
+		conns = append(conns, e.Value.(*conn))
+	}
+	return conns
 }
 
 // conn ends the context of its session when it fails or is closed. net/http stops watching a connection once it is

@@ -56,7 +56,11 @@ func FuzzSession(f *testing.F) {
 		case <-ctx.Done():
 		}
 	}
-	s, err := Listen(Config{CreationTimeout: 20 * time.Millisecond, IdleTimeout: time.Second, MaxPending: 1 << 20}, Backend{
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		f.Fatal(err)
+	}
+	s, err := New(Config{CreationTimeout: 20 * time.Millisecond, IdleTimeout: time.Second, MaxPending: 1 << 20}, l, Backend{
 		Exec: func(ctx context.Context, _ string, _ []string, st Streams) (int32, error) {
 			use(ctx, struct {
 				io.Reader

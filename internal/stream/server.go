@@ -15,7 +15,8 @@ import (
 
 // A Server gives out URLs and serves the sessions behind them.
 //
-// Listen makes one whose URLs are valid at once; Serve answers them until Close. A Server cannot be used again.
+// New makes one whose URLs are valid at once; Serve answers them until Close. In between, HandOver leaves the URLs to another
+// Server on the same socket and keeps the sessions. A Server cannot be used again.
 type Server struct {
 	cfg      Config
 	backend  Backend
@@ -23,15 +24,22 @@ type Server struct {
 	http     *http.Server
 	pending  *tokens
 	sessions chan struct{} // a slot for each session at work
+	served   chan struct{} // closed when Serve has returned
 }
 
-// Listen opens the address. The caller runs Serve, and Close in any case.
-func Listen(cfg Config, b Backend) (*Server, error) {
-	cfg = cfg.withDefaults()
-	l, err := net.Listen("tcp", cfg.Address)
+// Listen opens the address, for New.
+func Listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("stream server: %w", err)
 	}
+	return l, nil
+}
+
+// New returns a Server on a TCP listener, which is its own from now on, also after an error. The caller runs Serve, and Close
+// in any case.
+func New(cfg Config, l net.Listener, b Backend) (*Server, error) {
+	cfg = cfg.withDefaults()
 	tracked, err := newListener(l, cfg.Log)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("stream server: %w", err), l.Close())
@@ -42,6 +50,7 @@ func Listen(cfg Config, b Backend) (*Server, error) {
 		listener: tracked,
 		pending:  newTokens(cfg.MaxPending, cfg.TokenTTL, time.Now),
 		sessions: make(chan struct{}, cfg.MaxSessions),
+		served:   make(chan struct{}),
 	}
 	mux := http.NewServeMux()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
@@ -62,10 +71,11 @@ func Listen(cfg Config, b Backend) (*Server, error) {
 // Address is where the Server listens, with the port in use.
 func (s *Server) Address() string { return s.listener.Addr().String() }
 
-// Serve answers until Close, and returns nil then.
+// Serve answers until Close or HandOver, and returns nil then.
 func (s *Server) Serve() error {
+	defer close(s.served)
 	err := s.http.Serve(s.listener)
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || s.listener.ended() {
 		return nil
 	}
 	return fmt.Errorf("stream server on %s: %w", s.Address(), err)
@@ -74,7 +84,7 @@ func (s *Server) Serve() error {
 // Close ends all sessions and the listening. It does not wait for the Backend's functions.
 func (s *Server) Close() error {
 	// Upgraded connections are no longer the http.Server's: it would leave them open.
-	return errors.Join(s.http.Close(), s.listener.Close())
+	return errors.Join(s.http.Close(), s.listener.closeAll())
 }
 
 // Exec returns the URL of a new session. Errors: ErrInvalidArgument, ErrResourceExhausted.

@@ -1,7 +1,8 @@
 // Package stream serves the URLs that the CRI's Exec, Attach and PortForward answer with.
 //
 // A caller asks the Server for a URL; whoever connects to it, within a minute and once, gets the session that the URL
-// stands for. The wire protocols are those of k8s.io/cri-streaming (SPDY v1 to v4, WebSocket channel protocols) and two
+// stands for. The sessions are not encrypted and their only proof of identity is the token in the URL: the listener should be
+// on a loopback address. The wire protocols are those of k8s.io/cri-streaming (SPDY v1 to v4, WebSocket channel protocols) and two
 // that its library lacks and today's clients want: v5.channel.k8s.io, which can close one direction of a WebSocket, and
 // port forwarding as SPDY tunnelled in a WebSocket.
 //
@@ -54,9 +55,6 @@ type Backend struct {
 
 // Config of a Server. Zero durations and counts stand for the defaults.
 type Config struct {
-	// Address to listen on, "127.0.0.1:0" if empty. The sessions are not encrypted and their only proof of identity is
-	// the token, so it should be a loopback address.
-	Address string
 	// TokenTTL is how long a URL waits for its client; 1 minute.
 	TokenTTL time.Duration
 	// IdleTimeout ends a session that carries no byte for so long; 4 hours.
@@ -72,9 +70,6 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.Address == "" {
-		c.Address = "127.0.0.1:0"
-	}
 	if c.TokenTTL == 0 {
 		c.TokenTTL = time.Minute
 	}

@@ -28,7 +28,11 @@ const patience = 20 * time.Second
 // serve runs a Server for b until the end of the test.
 func serve(t *testing.T, cfg Config, b Backend) *Server {
 	t.Helper()
-	s, err := Listen(cfg, b)
+	l, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(cfg, l, b)
 	if err != nil {
 		t.Fatal(err)
 	}

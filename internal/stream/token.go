@@ -64,6 +64,25 @@ func (t *tokens) expire() {
 	}
 }
 
+// takeAll takes every request that waits.
+func (t *tokens) takeAll() []*waiting {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	var all []*waiting
+	for e := t.oldest.Front(); e != nil; e = t.oldest.Front() {
+		all = append(all, t.drop(e))
+	}
+	return all
+}
+
+// put adds what another Server took: it is older than what was added here.
+func (t *tokens) put(w *waiting) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byName[w.token] = t.oldest.PushBack(w)
+}
+
 func (t *tokens) drop(e *list.Element) *waiting {
 	w := t.oldest.Remove(e).(*waiting)
 	delete(t.byName, w.token)

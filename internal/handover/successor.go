@@ -1,0 +1,177 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/errdefs"
+)
+
+// A Successor is a daemon that this process has started to take its place.
+//
+//	Start → Take → Commit    each may fail; then Kill, and this process goes on
+type Successor struct {
+	// Version is that of its program.
+	Version string
+
+	process *os.Process
+	conn    *net.UnixConn
+	ended   chan struct{} // closed when it was reaped; nil if that is not ours to do
+}
+
+// Start starts program with args, in this process's environment, and waits until it says that it can serve the node in
+// these folders. Nothing has changed then. sibling makes it a child of this process's parent, which has to be one that reaps
+// any child, as pid 1 does.
+func Start(ctx context.Context, program string, args []string, version string, folders Folders, sibling bool) (*Successor, error) {
+	s, err := start(program, args, sibling)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", program, err)
+	}
+	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
+	m, err := s.ask(message{Kind: offer, Protocol: protocol, Version: version, Folders: &folders}, nil, ableLimit, able, unable)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%s %s", program, s.silence(err))
+	case m.Kind == unable:
+		err = fmt.Errorf("%s cannot take over: %s: %w", program, m.Why, errdefs.ErrFailedPrecondition)
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	default:
+		s.Version = m.Version
+		return s, nil
+	}
+	s.Kill()
+	return nil, err
+}
+
+func start(program string, args []string, sibling bool) (*Successor, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(program, args...) // not bound to a context: it outlives every one of this process
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{theirs}
+	const inherited = 3 // the first of ExtraFiles
+	cmd.Env = append(os.Environ(), variable+"="+strconv.Itoa(inherited))
+	if sibling {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT}
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, ours.Close())
+	}
+	s := &Successor{process: cmd.Process, conn: ours}
+	if !sibling {
+		s.ended = make(chan struct{})
+		go func() {
+			_ = cmd.Wait() // how it ended is no matter: it must not stay a zombie
+			close(s.ended)
+		}()
+	}
+	return s, nil
+}
+
+func socketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "successor")
+	ours, err := connOf(os.NewFile(uintptr(fds[0]), "predecessor"))
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return ours, theirs, nil
+}
+
+// connOf makes a connection of f, which it closes.
+func connOf(f *os.File) (*net.UnixConn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(errors.New("it is no unix socket"), c.Close())
+	}
+	return uc, nil
+}
+
+// Pid of the successor.
+func (s *Successor) Pid() int { return s.process.Pid }
+
+// Take gives it the estate and returns when it could serve. From its begin on, this process must leave the node alone. An
+// error says that the successor is of no use.
+func (s *Successor) Take(ctx context.Context, e Estate) error {
+	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
+	m := message{Kind: take, Estate: &e}
+	var files []*os.File
+	for name, f := range e.Files {
+		m.Files = append(m.Files, name)
+		files = append(files, f)
+	}
+	answer, err := s.ask(m, files, servingLimit, serving, failed)
+	switch {
+	case err != nil:
+		return errors.New("the new daemon " + s.silence(err))
+	case answer.Kind == failed:
+		return fmt.Errorf("the new daemon failed: %s", answer.Why)
+	}
+	return nil
+}
+
+// Commit leaves the node to the successor for good.
+func (s *Successor) Commit() error {
+	if err := send(s.conn, message{Kind: yours}); err != nil {
+		return errors.New("the new daemon " + s.silence(err))
+	}
+	_ = s.process.Release()
+	return s.conn.Close()
+}
+
+// Kill ends it and waits for that, but not for ever. Its death must be certain before this process goes on with the node.
+func (s *Successor) Kill() {
+	_ = s.process.Kill() // it may have ended
+	if s.ended != nil {
+		<-s.ended
+	} else {
+		_ = s.conn.SetReadDeadline(time.Now().Add(wordLimit))
+		_, _ = io.Copy(io.Discard, s.conn) // ends with the process, which alone has the other end
+	}
+	_ = s.conn.Close()
+}
+
+func (s *Successor) ask(m message, files []*os.File, limit time.Duration, want ...kind) (message, error) {
+	if err := send(s.conn, m, files...); err != nil {
+		return message{}, err
+	}
+	answer, more, err := receive(s.conn, limit, want...)
+	for _, f := range more {
+		f.Close()
+	}
+	return answer, err
+}
+
+// silence says why there is no answer.
+func (s *Successor) silence(err error) string {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return "has ended without a word (the log may say why)"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "does not answer"
+	default:
+		return "cannot be spoken with: " + err.Error()
+	}
+}
