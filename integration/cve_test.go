@@ -124,7 +124,7 @@ func TestCVEExecOutput(t *testing.T) {
 	if err == nil && len(resp.Stdout) > 16<<20 {
 		t.Errorf("%d bytes of output", len(resp.Stdout))
 	}
-	if after := memoryOf(t, n); after > before+200<<20 {
+	if after := memoryOf(t, n); after > before+memoryFor(200<<20) {
 		t.Errorf("the daemon has %d MiB after it, and had %d before", after>>20, before>>20)
 	}
 	if got := app.Exec(t, "echo", "well"); got != "well" {
