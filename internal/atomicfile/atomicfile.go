@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Write replaces path by data. It does not sync: what it wrote survives the death of every process, and after the death
@@ -37,4 +40,41 @@ func WriteJSON(path string, v any, mode fs.FileMode) error {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
 	return Write(path, data, mode)
+}
+
+// maxSize bounds what Read takes in: the largest of these files is the record of an image, with a manifest of at most
+// some megabytes in it.
+const maxSize = 64 << 20
+
+// Read reads a file that may be damaged in any way. It neither waits nor takes in without end what a pipe, a device or a
+// huge file would give, as os.ReadFile does: such a file is an error.
+func Read(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("read %s: it is no regular file but %s", path, st.Mode())
+	}
+	if st.Size() > maxSize {
+		return nil, fmt.Errorf("read %s: it has %d bytes, more than such a file can have", path, st.Size())
+	}
+	return io.ReadAll(io.LimitReader(f, maxSize))
+}
+
+// ReadJSON reads the JSON of a file into v.
+func ReadJSON(path string, v any) error {
+	data, err := Read(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
 }

@@ -1,9 +1,13 @@
 package atomicfile
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWriteReplaces(t *testing.T) {
@@ -44,5 +48,39 @@ func wantOnly(t *testing.T, dir, name string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != name {
 		t.Errorf("%s holds %v, %v; want only %s", dir, entries, err, name)
+	}
+}
+
+// What stands where a file should be must neither hold up who reads it nor fill his memory.
+func TestReadRefusesWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	huge, err := os.Create(at("huge"))
+	if err == nil {
+		err = errors.Join(huge.Truncate(maxSize+1), huge.Close())
+	}
+	if err := errors.Join(err, os.Mkdir(at("folder"), 0o755), unix.Mkfifo(at("pipe"), 0o600), os.Symlink("huge", at("link"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"huge", "folder", "pipe", "link"} {
+		if data, err := Read(at(name)); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %d bytes, %v", name, len(data), err)
+		}
+	}
+	if _, err := Read(at("none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	if err := os.WriteFile(at("good"), []byte(`{"a":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var v struct{ A int }
+	if err := ReadJSON(at("good"), &v); err != nil || v.A != 1 {
+		t.Errorf("good: %+v, %v", v, err)
+	}
+	if err := os.WriteFile(at("torn"), []byte(`{"a":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadJSON(at("torn"), &v); err == nil {
+		t.Error("half a file was read")
 	}
 }
