@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +23,10 @@ type attachment struct {
 }
 
 // attachments keeps one file for each, named by the sandbox. A file is there from before ADD until after DEL.
-type attachments struct{ dir string }
+type attachments struct {
+	dir string
+	log *slog.Logger
+}
 
 const attachmentSuffix = ".json"
 
@@ -71,19 +75,19 @@ func (s attachments) load(sandboxID string) (attachment, error) {
 	if err != nil {
 		return attachment{}, err
 	}
-	data, err := os.ReadFile(path)
+	var a attachment
+	err = atomicfile.ReadJSON(path, &a)
 	if errors.Is(err, fs.ErrNotExist) {
 		return attachment{}, fmt.Errorf("attachment of sandbox %s: %w", sandboxID, errdefs.ErrNotFound)
 	}
-	if err != nil {
-		return attachment{}, err
+	if err == nil && a.Request.SandboxID != sandboxID {
+		err = fmt.Errorf("it is of sandbox %q", a.Request.SandboxID)
 	}
-	var a attachment
-	if err := json.Unmarshal(data, &a); err != nil || a.Request.SandboxID != sandboxID {
-		// A crash of the kernel may do that. Set aside, so that it stands in nobody's way; the caller's request and the
-		// present configuration are then the best guess.
-		_ = os.Rename(path, strings.TrimSuffix(path, attachmentSuffix)+".damaged")
-		return attachment{}, fmt.Errorf("attachment of sandbox %s is damaged: %w", sandboxID, errdefs.ErrNotFound)
+	if err != nil {
+		// Set aside, so that it stands in nobody's way; the caller's request and the present configuration are then the
+		// best guess.
+		setAside(s.log, path, err, "the sandbox is detached by the configuration that holds then")
+		return attachment{}, fmt.Errorf("attachment of sandbox %s is damaged: %w: %w", sandboxID, err, errdefs.ErrNotFound)
 	}
 	return a, nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,6 +29,7 @@ const DefaultStateDir = "/var/lib/berth/network"
 // Files and folders in the state folder.
 const (
 	rangesFile = "ranges.json"
+	rangesTwin = "ranges.twin.json" // the same once more
 	sysctlFile = "sysctls.json"
 	bootFile   = "boot"
 	leasesDir  = "leases"
@@ -116,11 +116,12 @@ func NewBuiltin(cfg BuiltinConfig) (*Builtin, error) {
 	b := &Builtin{
 		dir: dir, mtu: cfg.MTU, ipv6: ipv6Enabled(), log: cfg.Log, h: h,
 		ports: newPortTable(), firewall: &firewall{table: "berth"},
-		sysctls: sysctlLog{filepath.Join(dir, sysctlFile)},
+		sysctls: sysctlLog{path: filepath.Join(dir, sysctlFile), log: cfg.Log},
 		slots:   make(chan struct{}, setUpsAtOnce), made: make(map[int]bool),
 	}
 	if b.log == nil {
 		b.log = slog.Default()
+		b.sysctls.log = b.log
 	}
 	if err := b.load(cfg); err != nil {
 		h.Close()
@@ -157,7 +158,7 @@ func (b *Builtin) load(cfg BuiltinConfig) error {
 		b.mtu = uplinkMTU(b.h)
 	}
 	var err error
-	b.leases, err = openLeases(filepath.Join(b.dir, leasesDir), b.subnets)
+	b.leases, err = openLeases(filepath.Join(b.dir, leasesDir), b.subnets, b.log)
 	return err
 }
 
@@ -169,28 +170,28 @@ func (b *Builtin) forgetEarlierBoot() error {
 		return err
 	}
 	path := filepath.Join(b.dir, bootFile)
-	known, err := os.ReadFile(path)
-	if err == nil && bytes.Equal(known, boot) {
+	known, err := atomicfile.Read(path)
+	switch {
+	case err == nil && bytes.Equal(known, boot):
 		return nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	case err == nil && len(known) != len(boot), err != nil && !errors.Is(err, fs.ErrNotExist):
+		// No boot's name. The leases are kept: those of sandboxes that are gone are freed by Restore.
+		setAside(b.log, path, errors.Join(err, errors.New("it names no boot")), "none: it is written anew")
+		return b.writable(atomicfile.Write(path, boot, 0o600))
 	}
 	if err := errors.Join(os.RemoveAll(filepath.Join(b.dir, leasesDir)), b.sysctls.forget()); err != nil {
-		return err
+		return b.writable(err)
 	}
-	return atomicfile.Write(path, boot, 0o600)
+	return b.writable(atomicfile.Write(path, boot, 0o600))
 }
 
 // loadRanges takes the configured ranges, else those on record, else new ones, and puts them on record.
 func (b *Builtin) loadRanges(cfg BuiltinConfig, seed uint32) error {
-	path := filepath.Join(b.dir, rangesFile)
-	data, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(data, &b.ranges)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", path, err)
+	path, twin := filepath.Join(b.dir, rangesFile), filepath.Join(b.dir, rangesTwin)
+	bad := b.readRanges(path)
+	if bad {
+		// What the ranges were follows from nothing else, and the sandboxes have addresses of them.
+		b.readRanges(twin)
 	}
 	known := b.ranges
 	if cfg.IPv4.IsValid() {
@@ -214,14 +215,39 @@ func (b *Builtin) loadRanges(cfg BuiltinConfig, seed uint32) error {
 	if err := b.ranges.check(); err != nil {
 		return err
 	}
-	if b.ranges == known {
+	if b.ranges == known && !bad {
 		return nil
 	}
-	if known.IPv4.IsValid() && holdsLeases(filepath.Join(b.dir, leasesDir)) {
+	if b.ranges != known && known.IPv4.IsValid() && holdsLeases(filepath.Join(b.dir, leasesDir)) {
 		return fmt.Errorf("pod ranges changed from %v, %v to %v, %v while sandboxes are attached, drain the node first: %w",
 			known.IPv4, known.IPv6, b.ranges.IPv4, b.ranges.IPv6, errdefs.ErrFailedPrecondition)
 	}
-	return atomicfile.WriteJSON(path, b.ranges, 0o600)
+	return b.writable(errors.Join(atomicfile.WriteJSON(path, b.ranges, 0o600), atomicfile.WriteJSON(twin, b.ranges, 0o600)))
+}
+
+// readRanges is true if the file cannot be used, or is not there.
+func (b *Builtin) readRanges(path string) (bad bool) {
+	var r ranges
+	err := atomicfile.ReadJSON(path, &r)
+	if err == nil {
+		err = r.check()
+	}
+	if err == nil {
+		b.ranges = r
+		return false
+	}
+	setAside(b.log, path, err, "its twin is read; without one, new ranges are chosen")
+	return true
+}
+
+// writable passes an error on unless the state folder is full or read-only, on which a node that was set up before can
+// still stop and remove its sandboxes.
+func (b *Builtin) writable(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {
+		b.log.Error("the network's state cannot be written, ignoring", "err", err)
+		return nil
+	}
+	return err
 }
 
 // Attach implements Attacher.
@@ -415,6 +441,9 @@ func (b *Builtin) Status() error {
 	defer cancel()
 	return b.setUp(ctx, b.made)
 }
+
+// Damaged implements Attacher.
+func (b *Builtin) Damaged() []string { return damagedIn(b.dir, filepath.Join(b.dir, leasesDir)) }
 
 // UpdatePodCIDR implements Attacher. The built-in network has ranges of its own, so the cluster's are only checked.
 func (b *Builtin) UpdatePodCIDR(cidrs string) error {

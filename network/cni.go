@@ -98,7 +98,7 @@ func NewCNI(cfg CNIConfig) (*CNI, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	records := attachments{filepath.Join(cfg.CacheDir, "attachments")}
+	records := attachments{filepath.Join(cfg.CacheDir, "attachments"), cfg.Log}
 	if err := records.open(); err != nil {
 		return nil, err
 	}
@@ -285,6 +285,7 @@ func (c *CNI) Restore(ctx context.Context, live []Request) error {
 	)
 	for _, id := range recorded {
 		if lives[id] {
+			_, _ = c.records.load(id) // a damaged one is set aside, and the operator told, before it is needed
 			continue
 		}
 		wg.Go(func() { // detach bounds how many run
@@ -358,6 +359,9 @@ func (c *CNI) Warnings() []string {
 	}
 	return []string{fmt.Sprintf("the CNI network %s has no plugin with the capability portMappings: host ports do nothing", conf.Name)}
 }
+
+// Damaged implements Attacher.
+func (c *CNI) Damaged() []string { return damagedIn(c.cfg.CacheDir, c.records.dir) }
 
 // Close implements Attacher.
 func (c *CNI) Close() error {

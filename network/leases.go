@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
@@ -33,6 +35,7 @@ type lease struct {
 type leases struct {
 	dir     string
 	subnets []subnet
+	log     *slog.Logger
 
 	mu        sync.Mutex
 	bySandbox map[string]lease
@@ -44,12 +47,13 @@ type leases struct {
 const lastFile = "last"
 
 // openLeases reads the leases in dir, which is made when missing. A file that is no lease of these subnets is removed: it
-// is a lease that a crash left half written, or one of earlier ranges.
-func openLeases(dir string, subnets []subnet) (*leases, error) {
+// is one of earlier ranges. A lease that cannot be read is set aside; the address of a sandbox that lives is adopted by
+// Restore.
+func openLeases(dir string, subnets []subnet, log *slog.Logger) (*leases, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	l := &leases{dir: dir, subnets: subnets, bySandbox: make(map[string]lease)}
+	l := &leases{dir: dir, subnets: subnets, log: log, bySandbox: make(map[string]lease)}
 	l.next = make([]int, len(subnets))
 	l.used = make([]map[int]string, len(subnets))
 	for i := range l.used {
@@ -60,14 +64,14 @@ func openLeases(dir string, subnets []subnet) (*leases, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		if f.Name() == lastFile {
+		if f.Name() == lastFile || strings.HasSuffix(f.Name(), damagedSuffix) {
 			continue
 		}
 		if err := l.load(f.Name()); err != nil {
 			return nil, err
 		}
 	}
-	if last, err := os.ReadFile(filepath.Join(dir, lastFile)); err == nil {
+	if last, err := atomicfile.Read(filepath.Join(dir, lastFile)); err == nil {
 		if subnet, host, ok := l.locate(strings.TrimSpace(string(last))); ok {
 			l.next[subnet] = host - 1 // the index of the host after it
 		}
@@ -78,14 +82,18 @@ func openLeases(dir string, subnets []subnet) (*leases, error) {
 // load reads one lease.
 func (l *leases) load(name string) error {
 	path := filepath.Join(l.dir, name)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
+	subnet, host, ok := l.locate(name)
+	if !ok {
+		return os.RemoveAll(path)
 	}
 	var found lease
-	subnet, host, ok := l.locate(name)
-	if !ok || json.Unmarshal(data, &found) != nil || found.SandboxID == "" {
-		return os.Remove(path)
+	err := atomicfile.ReadJSON(path, &found)
+	if err == nil && found.SandboxID == "" {
+		err = errors.New("it names no sandbox")
+	}
+	if err != nil {
+		setAside(l.log, path, err, "the address is free unless a living sandbox is found to have it")
+		return nil
 	}
 	if _, twice := l.bySandbox[found.SandboxID]; twice {
 		return os.Remove(path)
@@ -173,10 +181,10 @@ func (l *leases) write(ls lease) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil { // close takes it away
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(l.dir, name), data, 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(l.dir, name), data, 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(l.dir, lastFile), []byte(name), 0o600)
+	return atomicfile.Write(filepath.Join(l.dir, lastFile), []byte(name), 0o600)
 }
 
 // hold enters a lease into the table.
@@ -254,7 +262,7 @@ func (l *leases) close() error {
 func holdsLeases(dir string) bool {
 	files, _ := os.ReadDir(dir)
 	for _, f := range files {
-		if f.Name() != lastFile {
+		if f.Name() != lastFile && !strings.HasSuffix(f.Name(), damagedSuffix) && !strings.HasPrefix(f.Name(), ".") {
 			return true
 		}
 	}

@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,7 +15,7 @@ import (
 func testLeases(t *testing.T, dir, ipv4 string) *leases {
 	t.Helper()
 	r := ranges{netip.MustParsePrefix(ipv4), netip.MustParsePrefix("fd00::/48")}
-	l, err := openLeases(dir, r.subnets("br"))
+	l, err := openLeases(dir, r.subnets("br"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -97,6 +97,8 @@ type Attacher interface {
 	// Warnings returns what limits the network without making it unusable, in words for the administrator. It may run
 	// programs and take some milliseconds.
 	Warnings() []string
+	// Damaged names files of records that could not be used and were set aside, as long as they are there.
+	Damaged() []string
 	// UpdatePodCIDR takes the address ranges given to this node: one or two (dual stack), comma separated.
 	UpdatePodCIDR(cidrs string) error
 	// Close ends the watching of configuration. Attached sandboxes stay attached.

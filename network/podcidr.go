@@ -2,7 +2,9 @@ package network
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -105,12 +107,17 @@ func (c *CNI) ipRanges() [][]cniRange {
 	if c.cfg.ConfTemplate != "" {
 		return nil
 	}
-	cidrs, err := os.ReadFile(filepath.Join(c.cfg.CacheDir, podCIDRFile))
-	if err != nil {
+	path := filepath.Join(c.cfg.CacheDir, podCIDRFile)
+	cidrs, err := atomicfile.Read(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	prefixes, err := parsePodCIDRs(string(cidrs))
+	var prefixes []netip.Prefix
+	if err == nil {
+		prefixes, err = parsePodCIDRs(string(cidrs))
+	}
 	if err != nil {
+		setAside(c.log, path, err, "plugins are not told the node's pod ranges until the kubelet, started anew, tells them")
 		return nil
 	}
 	var ranges [][]cniRange

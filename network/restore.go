@@ -98,7 +98,22 @@ func (b *Builtin) subnetsInUse() map[int]bool {
 
 // addrInside reads the IPv4 address of a sandbox out of its namespace.
 func addrInside(path string) (netip.Addr, error) {
-	var ip netip.Addr
+	ips, err := AddrsInside(path)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	for _, ip := range ips {
+		if ip.Is4() {
+			return ip, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%s has no IPv4 address", InterfaceName)
+}
+
+// AddrsInside reads the addresses of a sandbox out of its network namespace, IPv4 first. It is for whoever has lost the
+// Result of its attachment.
+func AddrsInside(path string) ([]netip.Addr, error) {
+	var ips []netip.Addr
 	err := netns.Do(path, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -109,17 +124,18 @@ func addrInside(path string) (netip.Addr, error) {
 		if err != nil {
 			return err
 		}
-		addrs, err := h.AddrList(link, netlink.FAMILY_V4)
-		if err != nil {
-			return err
-		}
-		for _, a := range addrs {
-			if found, ok := netip.AddrFromSlice(a.IP); ok {
-				ip = found.Unmap()
-				return nil
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			addrs, err := h.AddrList(link, family)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				if found, ok := netip.AddrFromSlice(a.IP); ok && !found.IsLinkLocalUnicast() {
+					ips = append(ips, found.Unmap())
+				}
 			}
 		}
-		return fmt.Errorf("%s has no IPv4 address", InterfaceName)
+		return nil
 	})
-	return ip, err
+	return ips, err
 }

@@ -281,7 +281,7 @@ func (b *Builtin) otherNodes() ([]sysctlLog, error) {
 	for _, link := range links {
 		dir, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
 		if ok && link.Attrs().Alias != b.alias() {
-			others = append(others, sysctlLog{filepath.Join(dir, sysctlFile)})
+			others = append(others, sysctlLog{path: filepath.Join(dir, sysctlFile)})
 		}
 	}
 	return others, nil

@@ -1,10 +1,9 @@
 package network
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,21 +20,22 @@ const (
 
 // A sysctlLog is the record of the settings of the host that were changed for the network, by path, with their earlier
 // values. It is written before the change, so that a crash cannot lose the way back.
-type sysctlLog struct{ path string }
+type sysctlLog struct {
+	path string
+	log  *slog.Logger // nil for the record of another node, which is only read
+}
 
 func (l sysctlLog) read() (map[string]string, error) {
 	was := make(map[string]string)
-	data, err := os.ReadFile(l.path)
+	err := atomicfile.ReadJSON(l.path, &was)
 	if errors.Is(err, fs.ErrNotExist) {
 		return was, nil
 	}
-	if err != nil {
-		return nil, err
+	if err != nil && l.log != nil {
+		setAside(l.log, l.path, err, "settings of the host that were changed before stay as they are after a drain")
+		return make(map[string]string), nil
 	}
-	if err := json.Unmarshal(data, &was); err != nil {
-		return nil, fmt.Errorf("%s: %w", l.path, err)
-	}
-	return was, nil
+	return was, err
 }
 
 // set changes settings and records what they were. others are the records of nodes that run beside this one: what one of

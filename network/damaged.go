@@ -1,0 +1,40 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// damagedSuffix is added to the name of a file that cannot be used, so that it is in nobody's way and can be looked at.
+const damagedSuffix = ".damaged"
+
+// setAside renames a file that cannot be used. Where it cannot be renamed it stays: nothing waits for it.
+func setAside(log *slog.Logger, path string, cause error, consequence string) {
+	err := os.RemoveAll(path + damagedSuffix)
+	if err == nil {
+		err = os.Rename(path, path+damagedSuffix)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	log.Error("a damaged record of the network was set aside", "path", path+damagedSuffix, "cause", cause, "consequence", consequence, "err", err)
+}
+
+// damagedIn says which files in these folders were set aside.
+func damagedIn(dirs ...string) []string {
+	var out []string
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*"+damagedSuffix))
+		if err != nil {
+			continue // the pattern is good
+		}
+		for _, f := range files {
+			out = append(out, fmt.Sprintf("%s: a record of the network that could not be read; see the daemon's log", f))
+		}
+	}
+	return out
+}
