@@ -298,6 +298,14 @@ func (c *Client) Checkpoint(ctx context.Context, id string, opts CheckpointOptio
 	return err
 }
 
+// Adopt has the keeper take over a living container whose record it has lost, as it takes over those of a keeper before.
+// It is of class ErrNotFound if the process has ended, and ErrAlreadyExists if the keeper knows the container.
+func (c *Client) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
+	var s State
+	_, err := c.call(ctx, KindAdopt, req, nil, &s)
+	return s, err
+}
+
 // List returns what the keeper knows, by ID. Containers that are just being made are not among them.
 func (c *Client) List(ctx context.Context) ([]State, error) {
 	var states []State

@@ -22,6 +22,7 @@
 //	reopen-log    Ref               -               -                   -
 //	delete        Ref               -               -                   -
 //	checkpoint    CheckpointRequest -               -                   -
+//	adopt         AdoptRequest      -               State               -
 //	list          -                 -               []State             -
 //	filter        FilterRequest     -               Filter              -
 //	replace       ReplaceRequest    -               Hello               -
@@ -91,6 +92,7 @@ const (
 	KindReopenLog  Kind = "reopen-log"
 	KindDelete     Kind = "delete"
 	KindCheckpoint Kind = "checkpoint"
+	KindAdopt      Kind = "adopt"
 	KindList       Kind = "list"
 	KindFilter     Kind = "filter"
 	KindReplace    Kind = "replace"
@@ -207,6 +209,12 @@ type ResizeRequest struct {
 type CheckpointRequest struct {
 	Ref
 	Options CheckpointOptions `json:"options"`
+}
+
+// AdoptRequest names a container that lives and that the keeper does not know, by the request that once made it.
+type AdoptRequest struct {
+	Request CreateRequest `json:"request"`
+	Process Process       `json:"process"`
 }
 
 // Ack says that the exit of this number needs not be sent again.

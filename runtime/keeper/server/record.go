@@ -1,8 +1,6 @@
 package server
 
 import (
-	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,16 +45,7 @@ func execRecordPath(dir, execID string) string {
 // nothing is synced.
 func writeRecord(path string, rec any) error { return atomicfile.WriteJSON(path, rec, 0o600) }
 
-func readRecord(path string, rec any) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, rec); err != nil {
-		return fmt.Errorf("decode %s: %w", path, err)
-	}
-	return nil
-}
+func readRecord(path string, rec any) error { return atomicfile.ReadJSON(path, rec) }
 
 // setAside keeps a damaged record for whoever wants to know, out of the way of the next start.
 func setAside(path string) error { return os.Rename(path, path+".damaged") }

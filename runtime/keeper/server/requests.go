@@ -40,6 +40,8 @@ func (k *Keeper) request(ctx context.Context, from *conn, msg keeper.Message, fi
 		return k.requestOf(msg.Body, (*container).reopenLog)
 	case keeper.KindDelete:
 		return k.requestDelete(ctx, msg.Body)
+	case keeper.KindAdopt:
+		return k.requestAdopt(ctx, msg.Body)
 	case keeper.KindList:
 		return reply{body: k.list()}, nil
 	case keeper.KindFilter:
@@ -153,6 +155,37 @@ func (k *Keeper) requestDelete(ctx context.Context, body json.RawMessage) (reply
 		return reply{}, nil // it is as the caller wants it
 	}
 	return r, err
+}
+
+// requestAdopt takes over a container of which this keeper has no record: it was damaged, or lost with the run dir.
+func (k *Keeper) requestAdopt(ctx context.Context, body json.RawMessage) (reply, error) {
+	var req keeper.AdoptRequest
+	if err := decode(body, &req); err != nil {
+		return reply{}, err
+	}
+	if err := checkCreate(req.Request); err != nil {
+		return reply{}, err
+	}
+	proc, err := openProcess(req.Process)
+	if err != nil {
+		return reply{}, fmt.Errorf("container %s: %w: %w", req.Request.ID, err, errdefs.ErrNotFound)
+	}
+	proc.pidfd.Close() // takeOver opens its own
+	c := k.newContainer(req.Request)
+	c.rec.Process, c.adopted = req.Process, true
+	if err := k.reserve(c); err != nil {
+		return reply{}, err
+	}
+	c.takeOver(context.WithoutCancel(ctx)) // the taking over outlives the request
+	c.mu.Lock()
+	err = c.saveRecord()
+	c.mu.Unlock()
+	if err != nil {
+		k.log.Error("record a container that was taken over, known to this keeper only", "container", c.id, "error", err)
+	}
+	k.share(c)
+	s, _ := c.state() // it is made
+	return reply{body: s}, nil
 }
 
 func (k *Keeper) list() []keeper.State {
