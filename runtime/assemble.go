@@ -238,7 +238,7 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	r.parents.RLock()
-	p, err := k.Create(ctx, keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup()})
+	p, err := k.Create(ctx, r.pauseRequest(id))
 	r.parents.RUnlock()
 	if err != nil {
 		return err
@@ -248,6 +248,10 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	return k.Start(ctx, id)
+}
+
+func (r *Runtime) pauseRequest(id string) keeper.CreateRequest {
+	return keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup()}
 }
 
 // pauseRoot returns the root filesystem of all pause processes; it is made once.

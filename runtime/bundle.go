@@ -2,11 +2,9 @@ package runtime
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -53,11 +51,7 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	}
 	failpoint.Here(failpoint.ContainerBundled)
 	r.parents.RLock()
-	p, err := k.Create(ctx, keeper.CreateRequest{
-		ID: c.id(), Bundle: r.paths.bundle(c.id()), LogPath: c.record.LogPath, MaxLogLine: r.cfg.MaxLogLine,
-		Terminal: c.config.Tty, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
-		SystemdCgroup: r.systemdCgroup(), Hooks: s.Hooks != nil && len(s.Hooks.Poststop) > 0,
-	})
+	p, err := k.Create(ctx, r.createRequest(c, s.Hooks != nil && len(s.Hooks.Poststop) > 0))
 	r.parents.RUnlock()
 	var failed *keeper.LaunchError
 	if errors.As(err, &failed) && failed.Failure == keeper.FailureCommand {
@@ -73,6 +67,15 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	}
 	r.watchOOM(c)
 	return r.limitLate(ctx, c, late)
+}
+
+// createRequest follows from the record, so that a container can be given to a keeper that does not know it.
+func (r *Runtime) createRequest(c *container, hooks bool) keeper.CreateRequest {
+	return keeper.CreateRequest{
+		ID: c.id(), Bundle: r.paths.bundle(c.id()), LogPath: c.record.LogPath, MaxLogLine: r.cfg.MaxLogLine,
+		Terminal: c.config.Tty, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
+		SystemdCgroup: r.systemdCgroup(), Hooks: hooks,
+	}
 }
 
 // writeLaunchBundle writes the spec for the launcher, without the CPU quota: under it, the set-up itself would be
@@ -138,20 +141,26 @@ func (r *Runtime) specOf(c *container) (*specs.Spec, error) {
 	if c.specMemo != nil {
 		return c.specMemo, nil
 	}
-	data, err := os.ReadFile(filepath.Join(r.paths.bundle(c.id()), "config.json"))
+	s, err := r.readBundle(c.id())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("spec of container %s: %w", c.id(), errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, err
-	}
-	s := &specs.Spec{}
-	if err := json.Unmarshal(data, s); err != nil {
 		return nil, fmt.Errorf("spec of container %s: %w", c.id(), err)
 	}
 	c.specMemo = s
 	return s, nil
 }
+
+func (r *Runtime) readBundle(id string) (*specs.Spec, error) {
+	s := &specs.Spec{}
+	if err := atomicfile.ReadJSON(r.specPath(id), s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (r *Runtime) specPath(id string) string { return filepath.Join(r.paths.bundle(id), "config.json") }
 
 func writeBundle(dir string, s *specs.Spec) error {
 	return atomicfile.WriteJSON(filepath.Join(dir, "config.json"), s, 0o600)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -14,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/procfs"
@@ -31,7 +28,7 @@ import (
 //
 // RemoveContainer leads from each of them to nothing.
 type container struct {
-	dir    string
+	twin
 	record containerRecord
 	config *cri.ContainerConfig
 	// op serialises updating, checkpointing and removing.
@@ -65,13 +62,18 @@ type container struct {
 
 func newContainer(dir string) *container {
 	return &container{
-		dir: dir, config: &cri.ContainerConfig{}, op: newOpLock(),
+		twin: twin{dir: dir}, config: &cri.ContainerConfig{}, op: newOpLock(),
 		exited: make(chan struct{}), released: make(chan struct{}),
 	}
 }
 
 // update changes the facts whole, on disk first: nothing is believed that is not written.
-func (c *container) update(change func(*containerFacts)) error {
+func (c *container) update(change func(*containerFacts)) error { return c.change(change, true) }
+
+// note is update for what is true whether or not there is room to write it. After an error a next daemon does not know it.
+func (c *container) note(change func(*containerFacts)) error { return c.change(change, false) }
+
+func (c *container) change(change func(*containerFacts), must bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.erased {
@@ -79,11 +81,23 @@ func (c *container) update(change func(*containerFacts)) error {
 	}
 	facts := c.facts
 	change(&facts)
-	if err := atomicfile.WriteJSON(filepath.Join(c.dir, factsFile), facts, 0o600); err != nil {
-		return err
+	facts.ID = c.record.ID
+	facts.Revision++
+	err := c.save(c.record, facts, !facts.MadeAt.IsZero(), c.writeAgain)
+	if err == nil || !must {
+		c.facts = facts
 	}
-	c.facts = facts
-	return nil
+	return err
+}
+
+// writeAgain puts the facts as they are into the root dir.
+func (c *container) writeAgain() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.erased {
+		return errErased
+	}
+	return c.rewrite(c.record, c.facts, !c.facts.MadeAt.IsZero())
 }
 
 // errErased is the error of an update that comes too late. It would write into a folder that is being deleted.
@@ -92,7 +106,7 @@ var errErased = fmt.Errorf("it is being removed: %w", errdefs.ErrNotFound)
 // erase deletes the records with the writable layer. If that fails they can be updated again.
 func (c *container) erase() error {
 	c.setErased(true)
-	err := os.RemoveAll(c.dir)
+	err := c.twin.erase()
 	c.setErased(err == nil)
 	return err
 }

@@ -35,6 +35,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, sandboxID string, cfg *cr
 			return "", fmt.Errorf("attempt %d at container %s of this sandbox was started already (container %s): %w",
 				cfg.Metadata.Attempt, cfg.Metadata.Name, c.id(), errdefs.ErrAlreadyExists)
 		}
+		if err := r.held.refuseContainer(sb.record.ID, cfg.Metadata.Name); err != nil {
+			return "", err
+		}
 		ctx, cancel := r.detached(createLimit)
 		defer cancel()
 		ctx, done, err := sb.creations.enter(ctx)
@@ -121,10 +124,10 @@ func (r *Runtime) newContainerRecord(sb *sandbox, cfg *cri.ContainerConfig, img 
 		return nil, err
 	}
 	c := newContainer(r.paths.container(id))
-	c.config, c.making = cfg, true
+	c.twin, c.config, c.making = r.paths.containerTwin(id, r.records), cfg, true
 	c.record = containerRecord{
 		Version: recordVersion, ID: id, SandboxID: sb.record.ID, CreatedAt: time.Now(), Boot: r.boot,
-		Image:   imageRecord{ID: img.ID, Ref: imageRef(img), UserSpecified: userSpecified(cfg.GetImage())},
+		Image:   imageRecord{ID: img.ID, Ref: imageRef(img), UserSpecified: userSpecified(cfg.GetImage()), Layers: img.ChainIDs},
 		LogPath: logPath, CgroupsPath: cgroupsPath, StopSignal: int(signal), Config: config,
 	}
 	return c, writeRecord(c.dir, c.record)

@@ -37,6 +37,18 @@ func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(stri
 			tell(fmt.Sprintf("removed pod %s/%s", sb.config.Metadata.Namespace, sb.config.Metadata.Name))
 		})
 	}
+	for _, h := range r.held.all() {
+		wg.Go(func() {
+			err := r.GiveUp(ctx, h.id())
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = errors.Join(failed, err)
+				return
+			}
+			tell(fmt.Sprintf("gave up %s, whose record was damaged", h.id()))
+		})
+	}
 	wg.Wait()
 	if failed == nil {
 		failed = nsfile.RemoveDir(netnsDir) // it stays if it is in use

@@ -64,6 +64,8 @@ func (r *Runtime) onExit(e keeper.Exit) (taken bool) {
 		r.finish(c, e)
 	} else if sb := r.index.sandbox(e.ID); sb != nil {
 		r.pauseExited(sb, e.At)
+	} else if id := r.held.exited(e.ID); id != "" {
+		r.background(func() { r.heldEnded(id) })
 	}
 	return true
 }
@@ -97,13 +99,10 @@ func (r *Runtime) finish(c *container, e keeper.Exit) {
 func (r *Runtime) becomeExited(c *container, at time.Time, code int32, reason, message string) {
 	end := func(f *containerFacts) { f.FinishedAt, f.ExitCode, f.Reason, f.Message = at, code, reason, message }
 	failpoint.Here(failpoint.ExitHeard)
-	if err := c.update(end); err != nil {
+	if err := c.note(end); err != nil {
 		// Without room for the record the exit is still true. The next daemon hears of it from the keeper, or finds no
 		// process.
 		r.log.Error("exit could not be recorded", "container", c.id(), "err", err)
-		c.mu.Lock()
-		end(&c.facts)
-		c.mu.Unlock()
 	}
 	failpoint.Here(failpoint.ExitRecorded)
 	close(c.exited)
@@ -139,7 +138,7 @@ func (r *Runtime) watchOOM(c *container) {
 // pauseExited takes a pod whose shared PID namespace has ended, and all its containers with it, out of service.
 func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
 	wasReady := sb.ready()
-	err := sb.update(func(f *sandboxFacts) {
+	err := sb.note(func(f *sandboxFacts) {
 		f.Pause = procfs.Process{}
 		if f.StoppedAt.IsZero() {
 			f.StoppedAt = at
@@ -149,8 +148,7 @@ func (r *Runtime) pauseExited(sb *sandbox, at time.Time) {
 		return
 	}
 	if err != nil {
-		r.log.Error("end of a pause process could not be recorded", "sandbox", sb.record.ID, "err", err)
-		return
+		r.unrecorded("end of a pause process", sb.record.ID, err)
 	}
 	if wasReady {
 		r.announce(EventStopped, sb.record.ID, "", at)
@@ -173,8 +171,8 @@ func (r *Runtime) release(c *container) {
 		}
 	} else {
 		failpoint.Here(failpoint.Released)
-		if err := c.update(func(f *containerFacts) { f.Released = true }); err != nil {
-			r.log.Warn("release of a container could not be recorded, ignoring", "container", c.id(), "err", err)
+		if err := c.note(func(f *containerFacts) { f.Released = true }); err != nil && !errors.Is(err, errErased) {
+			r.unrecorded("release of a container", c.id(), err)
 		}
 	}
 	r.oom.Remove(c.id())
@@ -202,3 +200,18 @@ func (r *Runtime) tellStopped(ctx context.Context, c *container) {
 
 // isLiving reports whether err says that the keeper still has a living process of that name.
 func isLiving(err error) bool { return errors.Is(err, errdefs.ErrFailedPrecondition) }
+
+// heldEnded clears up after a held thing whose processes have ended by themselves.
+func (r *Runtime) heldEnded(id string) {
+	ctx, cancel := r.detached(teardownLimit)
+	defer cancel()
+	if err := r.giveUp(ctx, id); err != nil && r.ctx.Err() == nil {
+		r.log.Error("what ran with a damaged record has ended and could not be cleared up", "id", id, "err", err)
+	}
+}
+
+// unrecorded is for a step towards the end for whose record there was no room: it is done all the same, since nothing
+// would free that room otherwise. A next daemon finds less than is on record, and goes on from there.
+func (r *Runtime) unrecorded(what, id string, err error) {
+	r.log.Error(what+" could not be recorded, it goes on", "id", id, "err", err)
+}

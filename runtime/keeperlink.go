@@ -169,19 +169,25 @@ func (r *Runtime) compare(ctx context.Context, k *keeper.Client) error {
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	known := map[string]keeper.State{}
 	for _, s := range states {
-		known[s.ID] = true
+		known[s.ID] = s
 	}
+	r.adoptMissing(ctx, k, containers, sandboxes, known)
 	for _, c := range containers {
-		if _, mayLive := c.factsNow().process(); mayLive && !known[c.id()] {
+		if _, mayLive := c.factsNow().process(); mayLive && !has(known, c.id()) {
 			r.lost(c)
 		}
 	}
 	for _, sb := range sandboxes {
-		if pause := sb.factsNow().Pause; pause.Pid != 0 && !known[sb.record.ID] {
+		if pause := sb.factsNow().Pause; pause.Pid != 0 && !has(known, sb.record.ID) {
 			r.pauseExited(sb, time.Now())
 		}
 	}
 	return nil
+}
+
+func has(known map[string]keeper.State, id string) bool {
+	_, ok := known[id]
+	return ok
 }

@@ -12,7 +12,8 @@ import (
 //	ROOT/containers/ID/{record,facts}.json
 //	ROOT/containers/ID/{upper,work}         the writable layer
 //	ROOT/containers/ID/volumes/N            the image's own volumes
-//	ROOT/damaged/…                          records that could not be read, set aside
+//	ROOT/damaged/…                          files of records that could not be used, set aside
+//	RUN/records/{sandboxes,containers}/ID.json  copies of record and facts, see twin
 //	RUN/sandboxes/ID/{ipc,uts,user}         pinned namespaces
 //	RUN/sandboxes/ID/{shm,resolv.conf,hostname}
 //	RUN/containers/ID/                      the bundle: config.json, rootfs, and the keeper's FIFOs
@@ -29,6 +30,8 @@ func (l layout) sandbox(id string) string    { return filepath.Join(l.root, "san
 func (l layout) containers() string          { return filepath.Join(l.root, "containers") }
 func (l layout) container(id string) string  { return filepath.Join(l.root, "containers", id) }
 func (l layout) damaged() string             { return filepath.Join(l.root, "damaged") }
+func (l layout) sandboxCopies() string       { return filepath.Join(l.run, "records", "sandboxes") }
+func (l layout) containerCopies() string     { return filepath.Join(l.run, "records", "containers") }
 func (l layout) runSandboxes() string        { return filepath.Join(l.run, "sandboxes") }
 func (l layout) runSandbox(id string) string { return filepath.Join(l.run, "sandboxes", id) }
 func (l layout) runContainers() string       { return filepath.Join(l.run, "containers") }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -49,9 +50,14 @@ type sandboxRecord struct {
 	Config json.RawMessage `json:"config"`
 }
 
+func (r sandboxRecord) label() (int, string) { return r.Version, r.ID }
+
 // sandboxFacts is what happened: few facts, replaced whole.
 type sandboxFacts struct {
-	Anchors anchors `json:"anchors"`
+	ID string `json:"id,omitempty"`
+	// Revision counts the changes: of two files with the facts of one thing the later one is believed.
+	Revision uint64  `json:"revision,omitempty"`
+	Anchors  anchors `json:"anchors"`
 	// ReadyAt is when the sandbox was complete; a sandbox without it is a leftover of a creation that was cut off.
 	ReadyAt time.Time `json:"readyAt,omitzero"`
 	// StoppedAt is when a stop began.
@@ -73,6 +79,9 @@ type sandboxFacts struct {
 	MountLabel   string `json:"mountLabel,omitempty"`
 }
 
+func (f sandboxFacts) revision() uint64 { return f.Revision }
+func (f sandboxFacts) of() string       { return f.ID }
+
 // containerRecord is what was asked.
 type containerRecord struct {
 	Version     int             `json:"version"`
@@ -87,14 +96,22 @@ type containerRecord struct {
 	Config      json.RawMessage `json:"config"`
 }
 
+func (r containerRecord) label() (int, string) { return r.Version, r.ID }
+
 type imageRecord struct {
 	ID            string `json:"id"`
 	Ref           string `json:"ref"`
 	UserSpecified string `json:"userSpecified"`
+	// Layers are the chain IDs of the layers that the root filesystem is made of, the lowest first. They must stay on disk
+	// also if the image's own record cannot be read.
+	Layers []digest.Digest `json:"layers,omitempty"`
 }
 
 // containerFacts is what happened.
 type containerFacts struct {
+	ID string `json:"id,omitempty"`
+	// Revision counts the changes, see sandboxFacts.
+	Revision uint64 `json:"revision,omitempty"`
 	// Process is the container's init; zero before it was made.
 	Process procfs.Process `json:"process,omitzero"`
 	// CommandError is why the command cannot be started: the start will fail with it.
@@ -124,6 +141,9 @@ type containerFacts struct {
 	// Hooks says that the spec has hooks that run after the end.
 	Hooks bool `json:"hooks,omitempty"`
 }
+
+func (f containerFacts) revision() uint64 { return f.Revision }
+func (f containerFacts) of() string       { return f.ID }
 
 // state follows from what happened.
 //
@@ -155,74 +175,68 @@ func unmarshalProto(data json.RawMessage, m proto.Message) error {
 // errDamaged marks a record that cannot be read.
 var errDamaged = errors.New("damaged record")
 
-// readRecord reads DIR/name into v. A file that is not there is fs.ErrNotExist, one that cannot be understood errDamaged.
-func readRecord(dir, name string, v any) error {
-	path := filepath.Join(dir, name)
-	data, err := os.ReadFile(path)
-	if err != nil {
+// readRecord reads a file into v. One that is not there is fs.ErrNotExist, one that cannot be read or understood
+// errDamaged.
+func readRecord(path string, v any) error {
+	err := atomicfile.ReadJSON(path, v)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%s: %w: %w", path, errDamaged, err)
-	}
-	return nil
+	return fmt.Errorf("%w: %w", errDamaged, err)
 }
 
-func loadSandbox(l layout, id string) (*sandbox, error) {
-	dir := l.sandbox(id)
-	sb := &sandbox{op: newOpLock(), dir: dir, config: &cri.PodSandboxConfig{}}
-	if err := readRecord(dir, recordFile, &sb.record); err != nil {
-		return nil, err
+// loadSandbox reads a sandbox; faults are the files that it could do without. The errors are readTwin's.
+func loadSandbox(l layout, id string, h *recordHealth) (*sandbox, []fault, error) {
+	sb := &sandbox{op: newOpLock(), twin: l.sandboxTwin(id, h), config: &cri.PodSandboxConfig{}}
+	var faults []fault
+	var err error
+	sb.record, sb.facts, faults, err = readTwin[sandboxRecord, sandboxFacts](sb.twin, id)
+	var factsOnly errFacts
+	if err != nil && !errors.As(err, &factsOnly) {
+		return sb, faults, err
 	}
-	if err := checkRecord(dir, sb.record.Version, sb.record.ID, id); err != nil {
-		return nil, err
-	}
-	if err := unmarshalProto(sb.record.Config, sb.config); err != nil {
-		return nil, fmt.Errorf("%s: %w: config: %w", dir, errDamaged, err)
+	if perr := unmarshalProto(sb.record.Config, sb.config); perr != nil {
+		return sb, faults, fmt.Errorf("%s: %w: config: %w", sb.dir, errDamaged, perr)
 	}
 	if sb.config.Metadata == nil {
-		return nil, fmt.Errorf("%s: %w: no metadata", dir, errDamaged)
+		return sb, faults, fmt.Errorf("%s: %w: no metadata", sb.dir, errDamaged)
 	}
-	sb.facts.Anchors = sb.record.Anchors // before the first facts are written, namespaces and addresses may be there
-	if err := readRecord(dir, factsFile, &sb.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if err != nil {
+		sb.facts = sandboxFacts{}
 	}
-	return sb, nil
+	if sb.facts.Anchors == (anchors{}) {
+		sb.facts.Anchors = sb.record.Anchors // before the first facts are written, namespaces and addresses may be there
+	}
+	sb.facts.ID = id
+	return sb, faults, err
 }
 
-func loadContainer(l layout, id string) (*container, error) {
-	dir := l.container(id)
-	c := newContainer(dir)
-	if err := readRecord(dir, recordFile, &c.record); err != nil {
-		return nil, err
+// loadContainer reads a container; see loadSandbox.
+func loadContainer(l layout, id string, h *recordHealth) (*container, []fault, error) {
+	c := newContainer(l.container(id))
+	c.twin = l.containerTwin(id, h)
+	var faults []fault
+	var err error
+	c.record, c.facts, faults, err = readTwin[containerRecord, containerFacts](c.twin, id)
+	var factsOnly errFacts
+	if err != nil && !errors.As(err, &factsOnly) {
+		return c, faults, err
 	}
-	if err := checkRecord(dir, c.record.Version, c.record.ID, id); err != nil {
-		return nil, err
-	}
-	if err := unmarshalProto(c.record.Config, c.config); err != nil {
-		return nil, fmt.Errorf("%s: %w: config: %w", dir, errDamaged, err)
+	if perr := unmarshalProto(c.record.Config, c.config); perr != nil {
+		return c, faults, fmt.Errorf("%s: %w: config: %w", c.dir, errDamaged, perr)
 	}
 	if c.config.Metadata == nil {
-		return nil, fmt.Errorf("%s: %w: no metadata", dir, errDamaged)
+		return c, faults, fmt.Errorf("%s: %w: no metadata", c.dir, errDamaged)
 	}
-	if err := readRecord(dir, factsFile, &c.facts); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if err != nil {
+		c.facts = containerFacts{}
 	}
+	c.facts.ID = id
 	c.making = c.facts.MadeAt.IsZero()
 	if c.facts.state() == Exited {
 		close(c.exited)
 	}
-	return c, nil
-}
-
-func checkRecord(dir string, version int, recorded, id string) error {
-	switch {
-	case version > recordVersion:
-		return fmt.Errorf("%s: %w: version %d is newer than %d", dir, errDamaged, version, recordVersion)
-	case recorded != id:
-		return fmt.Errorf("%s: %w: it is of %q", dir, errDamaged, recorded)
-	}
-	return nil
+	return c, faults, err
 }
 
 // writeRecord makes the folder of a new thing and writes its record.

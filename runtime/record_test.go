@@ -63,7 +63,7 @@ func TestContainerRecordRoundTrip(t *testing.T) {
 	if err := c.update(func(f *containerFacts) { f.StartedAt, f.Process = at, procfs.Process{Pid: 7, StartTime: 8} }); err != nil {
 		t.Fatal(err)
 	}
-	got, err := loadContainer(l, "c1")
+	got, _, err := loadContainer(l, "c1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestSandboxRecordRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sb := &sandbox{dir: l.sandbox("s1"), record: sandboxRecord{Version: recordVersion, ID: "s1", Config: config}}
+	sb := &sandbox{twin: twin{dir: l.sandbox("s1")}, record: sandboxRecord{Version: recordVersion, ID: "s1", Config: config}}
 	if err := writeRecord(sb.dir, sb.record); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestSandboxRecordRoundTrip(t *testing.T) {
 	if err := sb.update(func(f *sandboxFacts) { f.ReadyAt, f.IPs = time.Now(), ips }); err != nil {
 		t.Fatal(err)
 	}
-	got, err := loadSandbox(l, "s1")
+	got, _, err := loadSandbox(l, "s1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestSandboxWithoutFactsKnowsWhatToTakeDown(t *testing.T) {
 	if err := writeRecord(l.sandbox("s1"), record); err != nil {
 		t.Fatal(err)
 	}
-	sb, err := loadSandbox(l, "s1")
+	sb, _, err := loadSandbox(l, "s1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,12 +159,12 @@ func TestDamagedRecordsAreToldApart(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(l.container("c1"), tc.file), []byte(tc.content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := loadContainer(l, "c1"); !errors.Is(err, tc.want) {
+			if _, _, err := loadContainer(l, "c1", nil); !errors.Is(err, tc.want) {
 				t.Errorf("load: %v", err)
 			}
 		})
 	}
-	if _, err := loadContainer(layout{root: t.TempDir()}, "c1"); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := loadContainer(layout{root: t.TempDir()}, "c1", nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("load of nothing: %v", err)
 	}
 }

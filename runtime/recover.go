@@ -8,15 +8,17 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/network/netns"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -25,11 +27,8 @@ import (
 )
 
 // Recover reads the records, asks the keeper and the kernel what of it is still true, finishes or undoes what was cut
-// off, and begins to follow the keeper. It fails only if nothing can work: one damaged record is set aside.
+// off, and begins to follow the keeper. It fails only if nothing can work: no damaged record stops it.
 func (r *Runtime) Recover(ctx context.Context) error {
-	r.loadSandboxes()
-	r.loadContainers()
-	failpoint.Here(failpoint.RecoverLoaded)
 	k, states, err := r.reachKeeper(ctx)
 	if err != nil {
 		return err
@@ -38,6 +37,10 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	for _, s := range states {
 		known[s.ID] = s
 	}
+	r.noteEarlierDamage()
+	r.load(known)
+	failpoint.Here(failpoint.RecoverLoaded)
+	r.adoptMissing(ctx, k, r.index.allContainers(), r.index.allSandboxes(), known)
 	for _, c := range r.index.allContainers() {
 		r.resume(c, known)
 	}
@@ -52,9 +55,11 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	failpoint.Here(failpoint.RecoverFinished)
 	r.sweep(ctx, known)
 	failpoint.Here(failpoint.RecoverSwept)
+	r.cfg.Images.KeepLayers(!r.held.empty())
 	if err := r.cfg.Images.Collect(ctx); err != nil {
 		r.log.Warn("unused layers could not be deleted, ignoring", "err", err)
 	}
+	r.background(r.checkRunFiles)
 	return nil
 }
 
@@ -83,31 +88,235 @@ func (r *Runtime) reachKeeper(ctx context.Context) (*keeper.Client, []keeper.Sta
 	}
 }
 
-// setAside moves a folder whose record is damaged to where nothing looks for it but a person.
-func (r *Runtime) setAside(dir string, cause error) {
-	place := filepath.Join(r.paths.damaged(), filepath.Base(filepath.Dir(dir))+"-"+filepath.Base(dir))
-	err := os.MkdirAll(r.paths.damaged(), 0o700)
-	if err == nil {
-		err = os.Rename(dir, place)
+// checkRunFiles looks for damage in what is read only when it is needed: the bundles, libcontainer's states and what the
+// keeper has set aside. Containers run on without them.
+func (r *Runtime) checkRunFiles() {
+	for _, c := range r.index.allContainers() {
+		if _, mayLive := c.factsNow().process(); !mayLive {
+			continue
+		}
+		var any json.RawMessage
+		for path, lost := range map[string]string{
+			r.specPath(c.id()): "plugins and verbose status do not see the spec",
+			filepath.Join(r.paths.run, keeper.LibcontainerDir, c.id(), "state.json"): "no exec in this container until it is started anew",
+		} {
+			if err := atomicfile.ReadJSON(path, &any); err != nil && c.state() != Exited {
+				r.log.Error("a file of a running container is damaged", "container", c.id(), "err", err)
+				r.damaged.add(path, fmt.Sprintf("%v (%s)", err, lost))
+			}
+		}
+		aside, _ := filepath.Glob(filepath.Join(r.paths.bundle(c.id()), "*.damaged")) // the pattern is good
+		for _, path := range aside {
+			r.damaged.add(path, "the keeper's record was damaged (it was written anew from what else is known)")
+		}
 	}
-	r.log.Error("a damaged record was set aside", "record", dir, "place", place, "cause", cause, "err", err)
-	r.damagedMu.Lock()
-	defer r.damagedMu.Unlock()
-	r.damaged = append(r.damaged, fmt.Sprintf("%s: %v", place, cause))
 }
 
-func (r *Runtime) loadSandboxes() {
-	for _, id := range names(r.paths.sandboxes()) {
-		sb, err := loadSandbox(r.paths, id)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			_ = os.RemoveAll(r.paths.sandbox(id)) // a folder without a record: its creation was cut off before it made anything
-		case err != nil:
-			r.setAside(r.paths.sandbox(id), err)
-		default:
-			r.index.addSandbox(sb)
-			r.reserveLabel(sb)
+// load reads all records. The files of many pods are read side by side: most of the time goes into understanding them.
+func (r *Runtime) load(known map[string]keeper.State) {
+	sandboxes := loadAll(idsOf(r.paths.sandboxes(), r.paths.sandboxCopies()), func(id string) found[sandbox] {
+		sb, faults, err := loadSandbox(r.paths, id, r.records)
+		return found[sandbox]{id, sb, faults, err}
+	})
+	containers := loadAll(idsOf(r.paths.containers(), r.paths.containerCopies()), func(id string) found[container] {
+		c, faults, err := loadContainer(r.paths, id, r.records)
+		return found[container]{id, c, faults, err}
+	})
+	unreadable := map[string]found[sandbox]{}
+	for _, f := range sandboxes {
+		if !r.enterSandbox(f, known) {
+			unreadable[f.id] = f
 		}
+	}
+	members := map[string][]found[container]{}
+	for _, f := range containers {
+		sandboxID := f.thing.record.SandboxID
+		if f.err != nil && !isFactsOnly(f.err) {
+			sandboxID = r.bundleAnnotations(f.id)[spec.AnnotationSandboxID]
+		}
+		members[sandboxID] = append(members[sandboxID], f)
+	}
+	for id, f := range unreadable {
+		if r.holdSandbox(f, members[id], known) {
+			delete(members, id)
+		}
+	}
+	for _, all := range members {
+		for _, f := range all {
+			r.enterContainer(f, known)
+		}
+	}
+}
+
+// found is what became of reading the record of one thing.
+type found[T any] struct {
+	id     string
+	thing  *T
+	faults []fault
+	err    error
+}
+
+func isFactsOnly(err error) bool {
+	var e errFacts
+	return errors.As(err, &e)
+}
+
+// loadAll calls load for each ID, some at a time.
+func loadAll[T any](ids []string, load func(string) found[T]) []found[T] {
+	out := make([]found[T], len(ids))
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(len(ids), goruntime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(ids); i = int(next.Add(1)) - 1 {
+				out[i] = load(ids[i])
+			}
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// idsOf lists what has a folder in the root dir, a copy in the run dir, or both.
+func idsOf(dir, copies string) []string {
+	ids := names(dir)
+	for _, name := range names(copies) {
+		if id, whole := strings.CutSuffix(name, copySuffix); whole && !strings.HasPrefix(id, ".") {
+			ids = append(ids, id)
+			continue
+		}
+		if strings.HasPrefix(name, ".") {
+			_ = os.Remove(filepath.Join(copies, name)) // a copy that was being written
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// enterSandbox puts a sandbox into the index, and is false if its record cannot be used.
+func (r *Runtime) enterSandbox(f found[sandbox], known map[string]keeper.State) bool {
+	sb := f.thing
+	switch {
+	case errors.Is(f.err, fs.ErrNotExist):
+		_ = os.RemoveAll(r.paths.sandbox(f.id)) // a folder without a record: its creation was cut off before it made anything
+		return true
+	case isFactsOnly(f.err):
+		r.rebuildSandbox(sb, known)
+		r.mend(sb.twin, append(f.faults, fault{filepath.Join(sb.dir, factsFile), f.err}), sb.writeAgain)
+	case f.err != nil:
+		return false
+	default:
+		r.mend(sb.twin, f.faults, sb.writeAgain)
+		r.copyLate(sb.twin, sb.writeAgain, sb.record.Boot, !sb.facts.ReadyAt.IsZero())
+	}
+	r.index.addSandbox(sb)
+	r.reserveLabel(sb)
+	return true
+}
+
+// rebuildSandbox says of a sandbox whose facts are lost what is still known: what follows from its ID is there or not.
+func (r *Runtime) rebuildSandbox(sb *sandbox, known map[string]keeper.State) {
+	p := r.namespacePaths(sb)
+	pin := func(path string) string {
+		if !netns.IsNS(path) {
+			return ""
+		}
+		return path
+	}
+	sb.facts.ReadyAt = sb.record.CreatedAt // it may not have been; then it has no namespaces, or nothing runs in it
+	sb.facts.IPCNS, sb.facts.UTSNS, sb.facts.UserNS = pin(p.IPC), pin(p.UTS), pin(p.User)
+	if pause, ok := known[sb.record.ID]; ok && pause.Exit == nil {
+		sb.facts.Pause = procfs.Process(pause.Process)
+	} else if sharesPID(sb.config) {
+		sb.facts.StoppedAt = time.Now()
+	}
+	if ips, err := network.AddrsInside(sb.facts.Anchors.NetNS); err == nil {
+		sb.facts.IPs = ips
+	}
+}
+
+// enterContainer puts a container into the index. One whose record cannot be used is held if it runs, else set aside.
+func (r *Runtime) enterContainer(f found[container], known map[string]keeper.State) {
+	c := f.thing
+	switch {
+	case errors.Is(f.err, fs.ErrNotExist) && !lives(known, f.id):
+		_ = os.RemoveAll(c.dir)
+		return
+	case isFactsOnly(f.err):
+		r.rebuildContainer(c, known)
+		r.mend(c.twin, append(f.faults, fault{filepath.Join(c.dir, factsFile), f.err}), c.writeAgain)
+	case f.err != nil && lives(known, f.id):
+		r.holdContainer(f)
+		return
+	case f.err != nil:
+		r.setAside(c.dir, f.err, "it did not run")
+		_ = os.Remove(c.copy)
+		return
+	default:
+		r.mend(c.twin, f.faults, c.writeAgain)
+		r.copyLate(c.twin, c.writeAgain, c.record.Boot, !c.facts.MadeAt.IsZero())
+	}
+	r.index.addContainer(c)
+}
+
+// rebuildContainer says of a container whose facts are lost what is still known. Of one that the keeper does not know, or
+// whose exit it has told before, nobody knows how it ended.
+func (r *Runtime) rebuildContainer(c *container, known map[string]keeper.State) {
+	c.making = false
+	c.facts.MadeAt = c.record.CreatedAt
+	s, ok := known[c.id()]
+	if !ok {
+		return // lost; resume says so
+	}
+	c.facts.Process = procfs.Process(s.Process)
+	c.facts.Resources, _ = marshalProto(c.config.GetLinux().GetResources()) // encodes always: it was decoded
+	if sp, err := r.specOf(c); err == nil && sp.Process != nil {
+		c.facts.User, _ = marshalProto(spec.ContainerUser(sp.Process.User))
+		c.facts.Limits = limitsOf(sp)
+		c.facts.Hooks = sp.Hooks != nil && len(sp.Hooks.Poststop) > 0
+	}
+	if mounts, err := r.statusMounts(c); err == nil {
+		c.facts.Mounts = mounts
+	}
+}
+
+// copyLate makes the copy of what was made by an earlier version, or of which the copy is gone.
+func (r *Runtime) copyLate(t twin, write func() error, boot string, complete bool) {
+	if _, err := os.Lstat(t.copy); err == nil || !complete || boot != r.boot {
+		return
+	}
+	if err := write(); err != nil {
+		r.log.Warn("record could not be copied into the run dir, ignoring", "record", t.dir, "err", err)
+	}
+}
+
+func lives(known map[string]keeper.State, id string) bool {
+	s, ok := known[id]
+	return ok && s.Exit == nil
+}
+
+// adoptMissing has the keeper take over containers and pause processes that live and that it does not know: its own
+// record of them was damaged, or lost with the run dir.
+func (r *Runtime) adoptMissing(ctx context.Context, k *keeper.Client, containers []*container, sandboxes []*sandbox, known map[string]keeper.State) {
+	adopt := func(id string, p procfs.Process, req keeper.CreateRequest) {
+		if _, ok := known[id]; ok || p.Pid == 0 || !p.Alive() {
+			return
+		}
+		s, err := k.Adopt(ctx, keeper.AdoptRequest{Request: req, Process: keeper.Process(p)})
+		if err != nil {
+			r.log.Error("keeper has lost a container and cannot take it over", "container", id, "err", err)
+			return
+		}
+		r.log.Warn("keeper had lost a container and took it over again", "container", id)
+		known[id] = s
+	}
+	for _, c := range containers {
+		if f := c.factsNow(); f.FinishedAt.IsZero() {
+			adopt(c.id(), f.Process, r.createRequest(c, f.Hooks))
+		}
+	}
+	for _, sb := range sandboxes {
+		adopt(sb.record.ID, sb.factsNow().Pause, r.pauseRequest(sb.record.ID))
 	}
 }
 
@@ -122,24 +331,11 @@ func (r *Runtime) reserveLabel(sb *sandbox) {
 	}
 }
 
-func (r *Runtime) loadContainers() {
-	for _, id := range names(r.paths.containers()) {
-		c, err := loadContainer(r.paths, id)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			_ = os.RemoveAll(r.paths.container(id))
-		case err != nil:
-			r.setAside(r.paths.container(id), err)
-		default:
-			r.index.addContainer(c)
-		}
-	}
-}
-
 // resume brings one container in line with what the keeper knows.
 func (r *Runtime) resume(c *container, known map[string]keeper.State) {
 	if err := r.cfg.Images.Acquire(c.record.Image.ID, c.id()); err != nil {
 		r.log.Warn("image of a container is gone", "container", c.id(), "image", c.record.Image.ID, "err", err)
+		r.cfg.Images.AcquireLayers(c.record.Image.Layers, c.id())
 	}
 	f := c.factsNow()
 	if f.MadeAt.IsZero() {
@@ -254,6 +450,7 @@ func (r *Runtime) restoreNetwork(ctx context.Context) {
 			live = append(live, networkRequest(sb))
 		}
 	}
+	live = append(live, r.held.attached()...)
 	if err := r.cfg.Network.Restore(ctx, live); err != nil {
 		// All that could be restored was. The rest is no reason to leave every pod of the node without its daemon.
 		r.log.Error("not everything of the network could be restored", "err", err)
@@ -317,7 +514,7 @@ func (r *Runtime) sweep(ctx context.Context, known map[string]keeper.State) {
 	}
 	slices.Sort(ids)
 	for _, id := range slices.Compact(ids) {
-		if r.index.container(id) != nil || r.index.sandbox(id) != nil {
+		if r.index.container(id) != nil || r.index.sandbox(id) != nil || r.held.holds(id) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, releaseLimit)
@@ -327,7 +524,7 @@ func (r *Runtime) sweep(ctx context.Context, known map[string]keeper.State) {
 		cancel()
 	}
 	for _, id := range names(r.paths.runSandboxes()) {
-		if r.index.sandbox(id) != nil {
+		if r.index.sandbox(id) != nil || r.held.holds(id) {
 			continue
 		}
 		if err := r.removeStraySandbox(ctx, id); err != nil {
@@ -338,15 +535,20 @@ func (r *Runtime) sweep(ctx context.Context, known map[string]keeper.State) {
 
 // strayCgroup is where an unknown container has its cgroup, as its bundle says; "" if that cannot be told.
 func (r *Runtime) strayCgroup(id string) string {
-	data, err := os.ReadFile(filepath.Join(r.paths.bundle(id), "config.json"))
-	if err != nil {
-		return ""
-	}
-	var s specs.Spec
-	if json.Unmarshal(data, &s) != nil || s.Linux == nil {
+	s, err := r.readBundle(id)
+	if err != nil || s.Linux == nil {
 		return ""
 	}
 	return s.Linux.CgroupsPath
+}
+
+// bundleAnnotations say of a container whose record cannot be read whose it is; nil if that cannot be told.
+func (r *Runtime) bundleAnnotations(id string) map[string]string {
+	s, err := r.readBundle(id)
+	if err != nil {
+		return nil
+	}
+	return s.Annotations
 }
 
 // removeStraySandbox lets go of the namespaces and files of a sandbox that has no record. Its address comes back with

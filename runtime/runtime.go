@@ -118,8 +118,12 @@ type Runtime struct {
 	// parents is read-locked while a container's cgroup is made, and locked while an empty parent is removed.
 	parents sync.RWMutex
 
-	damagedMu sync.Mutex
-	damaged   []string
+	records *recordHealth
+	// damaged are the files that were set aside, held what runs and cannot be read.
+	damaged damagedList
+	held    heldTable
+	// repairing is held while held things are entered or given up.
+	repairing sync.Mutex
 }
 
 // Deadlines of work that outlives its caller. They are far beyond what the work takes on a node that is well.
@@ -136,7 +140,7 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("boot ID: %w", err)
 	}
 	l := layout{root: cfg.RootDir, run: cfg.RunDir}
-	for _, dir := range []string{l.sandboxes(), l.containers(), l.runSandboxes(), l.runContainers()} {
+	for _, dir := range []string{l.sandboxes(), l.containers(), l.runSandboxes(), l.runContainers(), l.sandboxCopies(), l.containerCopies()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -157,6 +161,7 @@ func New(cfg Config) (*Runtime, error) {
 	r := &Runtime{cfg: cfg, paths: l, log: cfg.Log, boot: boot, index: newIndex(), oom: oom}
 	r.life, r.die = context.WithCancel(context.Background())
 	r.ctx, r.cancel = context.WithCancel(r.life)
+	r.records = &recordHealth{run: r.background}
 	r.node = probeNode(cfg)
 	r.keeper = newKeeperLink(cfg.Keeper, cfg.Log)
 	return r, nil

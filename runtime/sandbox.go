@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -12,7 +11,6 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/spec"
@@ -25,7 +23,7 @@ import (
 //	                          |                               ^
 //	                          +-- any failure: the same teardown as a stop, then removal
 type sandbox struct {
-	dir    string
+	twin
 	record sandboxRecord
 	config *cri.PodSandboxConfig
 	// op serialises stopping and removing.
@@ -67,6 +65,9 @@ func (r *Runtime) RunSandbox(ctx context.Context, cfg *cri.PodSandboxConfig, han
 			}
 			return "", fmt.Errorf("attempt %d at pod %s/%s was stopped already (sandbox %s): %w",
 				cfg.Metadata.Attempt, cfg.Metadata.Namespace, cfg.Metadata.Name, sb.record.ID, errdefs.ErrAlreadyExists)
+		}
+		if err := r.held.refusePod(cfg.Metadata); err != nil {
+			return "", err
 		}
 		id, err := r.createSandbox(ctx, cfg, handler, owner)
 		return id, becauseOf(ctx, err)
@@ -127,12 +128,12 @@ func (r *Runtime) newSandbox(cfg *cri.PodSandboxConfig, handler, owner string) (
 		return nil, err
 	}
 	sb := &sandbox{
-		dir: r.paths.sandbox(id), config: cfg, op: newOpLock(),
+		twin: r.paths.sandboxTwin(id, r.records), config: cfg, op: newOpLock(),
 		record: sandboxRecord{
 			Version: recordVersion, ID: id, Handler: handler, Owner: owner,
 			CreatedAt: time.Now(), Boot: r.boot, Anchors: a, Config: config,
 		},
-		facts: sandboxFacts{Anchors: a, ProcessLabel: process, MountLabel: mount},
+		facts: sandboxFacts{ID: id, Anchors: a, ProcessLabel: process, MountLabel: mount},
 	}
 	if err := writeRecord(sb.dir, sb.record); err != nil {
 		if process != "" {
@@ -192,7 +193,12 @@ func (r *Runtime) publishSandbox(ctx context.Context, sb *sandbox) error {
 }
 
 // update changes the facts whole, on disk first: nothing is believed that is not written.
-func (sb *sandbox) update(change func(*sandboxFacts)) error {
+func (sb *sandbox) update(change func(*sandboxFacts)) error { return sb.change(change, true) }
+
+// note is update for what is true whether or not there is room to write it. After an error a next daemon does not know it.
+func (sb *sandbox) note(change func(*sandboxFacts)) error { return sb.change(change, false) }
+
+func (sb *sandbox) change(change func(*sandboxFacts), must bool) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	if sb.erased {
@@ -200,18 +206,30 @@ func (sb *sandbox) update(change func(*sandboxFacts)) error {
 	}
 	facts := sb.facts
 	change(&facts)
-	if err := atomicfile.WriteJSON(filepath.Join(sb.dir, factsFile), facts, 0o600); err != nil {
-		return err
+	facts.ID = sb.record.ID
+	facts.Revision++
+	err := sb.save(sb.record, facts, !facts.ReadyAt.IsZero(), sb.writeAgain)
+	if err == nil || !must {
+		sb.facts = facts
 	}
-	sb.facts = facts
-	return nil
+	return err
+}
+
+// writeAgain puts the facts as they are into the root dir.
+func (sb *sandbox) writeAgain() error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.erased {
+		return errErased
+	}
+	return sb.rewrite(sb.record, sb.facts, !sb.facts.ReadyAt.IsZero())
 }
 
 // erase deletes the records.
 func (sb *sandbox) erase() error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
-	err := os.RemoveAll(sb.dir)
+	err := sb.twin.erase()
 	sb.erased = err == nil
 	return err
 }
@@ -327,8 +345,8 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 		return nil
 	}
 	if sb.factsNow().StoppedAt.IsZero() {
-		if err := sb.update(func(f *sandboxFacts) { f.StoppedAt = time.Now() }); err != nil {
-			return err
+		if err := sb.note(func(f *sandboxFacts) { f.StoppedAt = time.Now() }); err != nil {
+			r.unrecorded("stop of a sandbox", sb.record.ID, err)
 		}
 	}
 	failpoint.Here(failpoint.SandboxStopping)
@@ -350,8 +368,8 @@ func (r *Runtime) stopSandbox(ctx context.Context, sb *sandbox) error {
 		return fmt.Errorf("stop sandbox %s: %w", sb.record.ID, err)
 	}
 	failpoint.Here(failpoint.SandboxDismantled)
-	if err := sb.update(func(f *sandboxFacts) { f.TornDown = true }); err != nil {
-		return err
+	if err := sb.note(func(f *sandboxFacts) { f.TornDown = true }); err != nil {
+		r.unrecorded("end of a sandbox", sb.record.ID, err)
 	}
 	r.announce(EventStopped, sb.record.ID, "", time.Now())
 	return nil
@@ -395,8 +413,8 @@ func (r *Runtime) removeSandbox(ctx context.Context, sb *sandbox) error {
 	if err := r.stopSandbox(ctx, sb); err != nil {
 		return err
 	}
-	if err := sb.update(func(f *sandboxFacts) { f.Removing = true }); err != nil {
-		return err
+	if err := sb.note(func(f *sandboxFacts) { f.Removing = true }); err != nil {
+		r.unrecorded("removal of a sandbox", sb.record.ID, err)
 	}
 	failpoint.Here(failpoint.SandboxRemoving)
 	for _, c := range r.index.containersOf(sb.record.ID) {

@@ -29,9 +29,15 @@ func (r *Runtime) Status(ctx context.Context) NodeStatus {
 			Name: name, RecursiveReadOnlyMounts: r.node.spec.RecursiveReadOnly, UserNamespaces: r.node.idmap == nil,
 		})
 	}
-	r.damagedMu.Lock()
-	defer r.damagedMu.Unlock()
-	s.Damaged = slices.Clone(r.damaged)
+	if problem := r.records.problem(); problem != "" {
+		s.Limitations = append(s.Limitations, problem)
+	}
+	for _, h := range r.held.all() {
+		s.Damaged = append(s.Damaged, h.String())
+	}
+	s.Damaged = append(s.Damaged, r.damaged.said()...)
+	s.Damaged = append(s.Damaged, r.cfg.Images.Damaged()...)
+	s.Damaged = append(s.Damaged, r.cfg.Network.Damaged()...)
 	return s
 }
 

@@ -48,16 +48,20 @@ func (r *Runtime) StopContainer(ctx context.Context, id string, grace time.Durat
 func (r *Runtime) beginStop(c *container, grace time.Duration) error {
 	now := clocks{time.Now(), uptime()}
 	left := grace
-	err := c.update(func(f *containerFacts) {
+	err := c.note(func(f *containerFacts) {
 		if earlier := f.stopLeft(now); f.StopBy.IsZero() || grace < earlier {
 			f.StopBy, f.StopUptime = now.wall.Add(grace), now.uptime+grace
 		} else {
 			left = earlier
 		}
 	})
-	if err != nil {
+	if errors.Is(err, errErased) {
 		return err
 	}
+	if err != nil {
+		r.unrecorded("stop of a container", c.id(), err)
+	}
+	failpoint.Here(failpoint.StopRecorded)
 	deadline := now.wall.Add(left)
 	failpoint.Here(failpoint.StopRecorded)
 	r.background(func() { r.killAt(c, deadline) })
@@ -209,8 +213,8 @@ func (r *Runtime) removeContainer(ctx context.Context, c *container) error {
 	if err := r.kill(ctx, c); err != nil {
 		return err
 	}
-	if err := c.update(func(f *containerFacts) { f.Removing = true }); err != nil {
-		return err
+	if err := c.note(func(f *containerFacts) { f.Removing = true }); err != nil {
+		r.unrecorded("removal of a container", c.id(), err)
 	}
 	failpoint.Here(failpoint.ContainerRemoving)
 	release := r.cfg.NRI.Block()

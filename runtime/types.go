@@ -209,7 +209,7 @@ type NodeStatus struct {
 	Features         Features
 	// Limitations are what this node lacks, in words for an operator.
 	Limitations []string
-	// Damaged are the records that were set aside at start.
+	// Damaged are files of records that were set aside, and records that cannot be used though their pods run.
 	Damaged []string
 	// CgroupDriver is in force for the life of the process.
 	CgroupDriver cgroups.Driver

@@ -42,7 +42,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, err) })
-	root.AddCommand(serveCommand(), configCommand(), versionCommand(), imageCommand(), checkCommand(), upgradeCommand(), drainCommand())
+	root.AddCommand(serveCommand(), configCommand(), versionCommand(), imageCommand(), checkCommand(), repairCommand(), upgradeCommand(), drainCommand())
 	return root
 }
 

@@ -30,6 +30,8 @@ func (b *berth) backend(n *node) admin.Backend {
 		Pull:   n.pullImage,
 		Remove: n.removeImage,
 		Status: n.status,
+		Repair: n.runtime.Repair,
+		GiveUp: n.runtime.GiveUp,
 		Drain: func(ctx context.Context, grace time.Duration, tell func(string)) error {
 			if !b.exclusive.TryLock() {
 				return errBusy

@@ -9,6 +9,8 @@
 //	GET    /v1/status             what the daemon knows of its node
 //	POST   /v1/upgrade?program=   has another daemon take over; answers lines of what it did
 //	POST   /v1/keeper             has the keeper replaced in place by the installed one
+//	POST   /v1/repair             reads damaged records again whose pods run; answers what became of each
+//	POST   /v1/repair?giveUp=ID   takes such a pod or container down
 //	POST   /v1/drain?grace=       removes all pods, then ends the daemon; answers lines of what it did
 //
 // An error is a JSON object {"error": "…"} with a status code of its class; in an answer of lines it is the last line.
@@ -56,7 +58,7 @@ type Status struct {
 	Containers   int      `json:"containers"`
 	// Lingering are earlier daemons that serve their sessions to the end.
 	Lingering []Lingering `json:"lingering,omitempty"`
-	// Limitations are what the node lacks; Damaged are records that were set aside.
+	// Limitations are what the node lacks; Damaged are records that were set aside, or cannot be read while their pod runs.
 	Limitations []string `json:"limitations,omitempty"`
 	Damaged     []string `json:"damaged,omitempty"`
 }
@@ -81,6 +83,9 @@ type Backend struct {
 	// ReplaceKeeper has the installed keeper take the place of the one that runs, and returns what it is; "" if it is the
 	// same.
 	ReplaceKeeper func(ctx context.Context) (build string, err error)
+	// Repair reads damaged records again whose pods run, and says what became of each; GiveUp takes such a thing down.
+	Repair func(ctx context.Context) ([]string, error)
+	GiveUp func(ctx context.Context, id string) error
 	// Drain removes all pods; when it has returned nil, the answer is sent and then Stop is called.
 	Drain func(ctx context.Context, grace time.Duration, tell func(string)) error
 	Stop  func()

@@ -77,6 +77,16 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.json(ctx, http.MethodGet, "/v1/status", nil, nil, &s)
 }
 
+// Repair has damaged records read again whose pods run, and returns what became of each.
+func (c *Client) Repair(ctx context.Context) (said []string, err error) {
+	return said, c.json(ctx, http.MethodPost, "/v1/repair", nil, nil, &said)
+}
+
+// GiveUp takes down a pod or container that runs and whose record is damaged.
+func (c *Client) GiveUp(ctx context.Context, id string) error {
+	return c.json(ctx, http.MethodPost, "/v1/repair", url.Values{"giveUp": {id}}, nil, nil)
+}
+
 // Drain removes all pods, giving each container grace to end, and ends the daemon. It returns when that is done.
 func (c *Client) Drain(ctx context.Context, grace time.Duration, tell func(string)) error {
 	_, err := c.lines(ctx, "/v1/drain", url.Values{"grace": {grace.String()}}, nil, tell)

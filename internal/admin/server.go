@@ -161,6 +161,7 @@ func handler(b Backend, log *slog.Logger) http.Handler {
 		answer(w, build, err)
 	})
 	mux.HandleFunc("POST "+upgradePath, func(w http.ResponseWriter, r *http.Request) { upgrade(w, r, b) })
+	mux.HandleFunc("POST /v1/repair", func(w http.ResponseWriter, r *http.Request) { repair(w, r, b) })
 	mux.HandleFunc("POST /v1/drain", func(w http.ResponseWriter, r *http.Request) { drain(w, r, b) })
 	return mux
 }
@@ -251,6 +252,15 @@ func pull(w http.ResponseWriter, r *http.Request, b Backend) {
 		return
 	}
 	send(Progress{Image: &image})
+}
+
+func repair(w http.ResponseWriter, r *http.Request, b Backend) {
+	if id := r.URL.Query().Get("giveUp"); id != "" {
+		answer(w, []string{id + " is given up"}, b.GiveUp(r.Context(), id))
+		return
+	}
+	said, err := b.Repair(r.Context())
+	answer(w, said, err)
 }
 
 func drain(w http.ResponseWriter, r *http.Request, b Backend) {

@@ -175,7 +175,7 @@ func (s *Store) losers(r record) map[digest.Digest]map[string]bool {
 }
 
 func (s *Store) read(path string) (*entry, error) {
-	b, err := os.ReadFile(path)
+	b, err := atomicfile.Read(path)
 	if err != nil {
 		return nil, err
 	}

@@ -101,10 +101,38 @@ func (s *Store) Acquire(imageID, user string) error {
 	return nil
 }
 
+// AcquireLayers is Acquire for a user whose image is not known any more, since its record is damaged: the layers stay.
+func (s *Store) AcquireLayers(chain []digest.Digest, user string) {
+	if len(chain) == 0 {
+		return
+	}
+	release := s.hold(chain)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, twice := s.layerUsers[user]; twice {
+		s.running.Go(release)
+		return
+	}
+	s.layerUsers[user] = func() {
+		release()
+		if err := s.deleteLayers(chain); err != nil {
+			s.log.Warn("cannot delete the layers of an image that is not known, ignoring", "error", err)
+		}
+	}
+}
+
+// KeepLayers says whether all layers stay on disk, whoever needs them: it cannot be told which ones a container has that
+// runs and whose record cannot be read.
+func (s *Store) KeepLayers(all bool) { s.keepAll.Store(all) }
+
 // Release ends all that user acquired. Layers that nobody has any more are deleted after it returns.
 func (s *Store) Release(user string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if release, ok := s.layerUsers[user]; ok {
+		delete(s.layerUsers, user)
+		s.running.Go(release)
+	}
 	for id := range s.users[user] {
 		s.uses[id]--
 		if s.uses[id] > 0 {
@@ -171,6 +199,9 @@ func (s *Store) deleteLayers(chains []digest.Digest) error {
 
 // forgetLayers takes them out of the store; the function that it returns frees what they took on disk.
 func (s *Store) forgetLayers(chains []digest.Digest) (free func() error, err error) {
+	if len(chains) == 0 || s.keepAll.Load() {
+		return func() error { return nil }, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	needed := map[digest.Digest]bool{}

@@ -107,6 +107,9 @@ type Store struct {
 	users  map[string]map[digest.Digest]bool
 	uses   map[digest.Digest]int
 	holds  map[digest.Digest]int // layers that running pulls count on
+	// layerUsers let go of the layers that users have of images that are not known.
+	layerUsers map[string]func()
+	keepAll    atomic.Bool
 
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc
@@ -145,8 +148,9 @@ func Open(cfg Config) (*Store, error) {
 		cfg: cfg, log: cfg.Log, layers: layers, pinned: map[string]bool{},
 		images: map[digest.Digest]*entry{}, names: map[string]digest.Digest{},
 		users: map[string]map[digest.Digest]bool{}, uses: map[digest.Digest]int{}, holds: map[digest.Digest]int{},
-		slots:  semaphore.NewWeighted(int64(cfg.MaxParallelLayers)),
-		budget: semaphore.NewWeighted(cfg.MaxParallelBytes),
+		layerUsers: map[string]func(){},
+		slots:      semaphore.NewWeighted(int64(cfg.MaxParallelLayers)),
+		budget:     semaphore.NewWeighted(cfg.MaxParallelBytes),
 	}
 	for _, ref := range cfg.Pinned {
 		if err := s.pin(ref); err != nil {
@@ -328,6 +332,21 @@ func (s *Store) Usage() (FsUsage, error) {
 		u.Inodes++
 	}
 	return u, nil
+}
+
+// Damaged names the records and layers that could not be read and were set aside, as long as they are there.
+func (s *Store) Damaged() []string {
+	var out []string
+	for _, dir := range []string{filepath.Join(s.cfg.Dir, "images"), filepath.Join(s.cfg.Dir, "layers", "layers")} {
+		files, err := filepath.Glob(filepath.Join(dir, "*"+damagedSuffix))
+		if err != nil {
+			continue // the pattern is good
+		}
+		for _, f := range files {
+			out = append(out, f+": part of an image that could not be read; pull the image again")
+		}
+	}
+	return out
 }
 
 // deleteRecord removes the record of an image from disk, if it is there.
