@@ -17,18 +17,37 @@ import (
 // A Writer appends the output of one container to its log. Its methods may be called at the same time.
 //
 // Writing never fails for the caller, who has a workload to keep going: what cannot be written (a full disk) is dropped
-// and counted, in whole records, and the next record is tried again.
+// and counted, in whole records, and the next record is tried again. Where there is room again, the log goes on with a
+// record that says how much is missing.
 type Writer struct {
+	// Lost, if it is set before the first Write, is told when output begins to be lost, with the reason, and with nil when
+	// the log goes on. It is called with the writer locked.
+	Lost func(why error)
+
 	path    string
 	maxLine int
 
 	mu      sync.Mutex
-	file    *os.File // nil if path is empty, and after Close
+	file    *os.File // nil if path is empty, after Close, and until the file can be opened
+	closed  bool
 	partial [2][]byte
 	skip    [2]int // how much may be dropped of a line whose beginning is lost; 0 at the beginning of a line
 	out     []byte // the batch that is being made; nil between batches, so that an idle container holds no memory
 	// Not guarded by mu, which is held during a write: on a mount that hangs that is long.
 	written, dropped atomic.Uint64
+
+	// open says of which streams the last record in the file is part of a line whose end has not come; before is the same
+	// without the batch. missing is what was dropped since the last good write, and why; notice the bytes at the begin of
+	// the batch that say so; torn, that half a record is at the end of the file.
+	open, before [2]bool
+	missing      loss
+	notice       int
+	torn         bool
+}
+
+type loss struct {
+	records, bytes int
+	why            error
 }
 
 // maxIdleBatch bounds the buffers that are kept, in bytes. A read of nothing but newlines makes one of megabytes.
@@ -102,6 +121,14 @@ func endsWithin(f *os.File, stream Stream) (bool, error) {
 	return false, nil
 }
 
+// OpenLater is Open for a log whose file cannot be opened at the moment: that is tried with every write.
+func OpenLater(path string, maxLine int) *Writer {
+	if maxLine <= 0 {
+		maxLine = DefaultMaxLine
+	}
+	return &Writer{path: path, maxLine: maxLine}
+}
+
 // openAppend opens a log. A pod that may write to the folders of logs (they are mounted into collectors of logs) could put a
 // symbolic link in a log's place, and have its output written to any file of the node: no link is followed at the end of
 // the path, and what is no regular file is not opened for writing (a FIFO would block nobody, but it is no log).
@@ -149,7 +176,7 @@ func cutTorn(f *os.File) error {
 func (w *Writer) Write(stream Stream, now time.Time, data []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.file == nil {
+	if w.closed || w.path == "" {
 		return
 	}
 	data = w.resync(stream, data)
@@ -223,9 +250,29 @@ func (w *Writer) record(stream Stream, now time.Time, tag byte, content []byte) 
 	w.out = append(w.out, ' ', tag, ' ')
 	w.out = append(w.out, content...)
 	w.out = append(w.out, '\n')
+	w.open[stream] = tag == 'P'
 }
 
-func (w *Writer) begin() { w.out = (*batches.Get().(*[]byte))[:0] }
+// begin begins a batch. After a loss the first thing in it is to say so.
+func (w *Writer) begin() {
+	w.out = (*batches.Get().(*[]byte))[:0]
+	w.before = w.open
+	defer func() { w.notice = len(w.out) }()
+	if w.torn {
+		w.out = append(w.out, '\n')
+	}
+	if w.missing.records == 0 {
+		return
+	}
+	now := time.Now()
+	for stream, open := range w.open {
+		if open { // or what comes next would be taken for the end of that line
+			w.record(Stream(stream), now, 'F', nil)
+		}
+	}
+	w.record(Stderr, now, 'F', fmt.Appendf(nil, "berth: %d records of the output (%d bytes) are missing here: %v",
+		w.missing.records, w.missing.bytes, w.missing.why))
+}
 
 // flush writes the batch with one write(2).
 func (w *Writer) flush() {
@@ -237,12 +284,77 @@ func (w *Writer) flush() {
 	if len(batch) == 0 {
 		return
 	}
+	n, err := w.append(batch)
+	w.written.Add(uint64(n))
+	if err != nil {
+		w.lose(batch, n, err)
+		return
+	}
+	w.torn = false
+	if w.missing.records > 0 {
+		w.missing = loss{}
+		w.tell(nil)
+	}
+}
+
+// append returns how many bytes of whole records found room.
+func (w *Writer) append(batch []byte) (int, error) {
+	if w.file == nil {
+		f, err := openAppend(w.path)
+		if err != nil {
+			return 0, err
+		}
+		w.file = f
+	}
 	n, err := w.file.Write(batch)
 	if err != nil {
 		n = w.trim(batch, n)
-		w.dropped.Add(uint64(len(batch) - n))
 	}
-	w.written.Add(uint64(n))
+	return n, err
+}
+
+// lose notes that of a batch only n bytes were written.
+func (w *Writer) lose(batch []byte, n int, why error) {
+	first := w.missing.records == 0
+	if n >= w.notice {
+		w.missing = loss{} // of what was lost before, the log says so now
+	}
+	lost := batch[max(n, w.notice):] // the notice itself is not lost: it comes again
+	if len(lost) == 0 {
+		return
+	}
+	w.dropped.Add(uint64(len(lost)))
+	w.missing.records += bytes.Count(lost, []byte{'\n'})
+	w.missing.bytes += len(lost)
+	w.missing.why = reason(why)
+	w.open = w.before
+	for record := range bytes.Lines(batch[:n]) {
+		if f := bytes.SplitN(record, []byte{' '}, 4); len(f) == 4 {
+			for _, stream := range []Stream{Stdout, Stderr} {
+				if string(f[1]) == stream.String() {
+					w.open[stream] = f[2][0] == 'P'
+				}
+			}
+		}
+	}
+	if first {
+		w.tell(why)
+	}
+}
+
+// reason is the error without what the reader of the log knows: its path.
+func reason(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+func (w *Writer) tell(why error) {
+	if w.Lost != nil {
+		w.Lost(why)
+	}
 }
 
 // trim takes back the torn end of a batch of which only n bytes found room, and returns what is left of it.
@@ -255,9 +367,7 @@ func (w *Writer) trim(batch []byte, n int) int {
 	if err == nil {
 		err = w.file.Truncate(size - int64(n-whole))
 	}
-	if err != nil {
-		return n // torn: the reader skips the record
-	}
+	w.torn = err != nil // the reader skips the record
 	return whole
 }
 
@@ -266,7 +376,7 @@ func (w *Writer) trim(batch []byte, n int) int {
 func (w *Writer) Reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.file == nil {
+	if w.closed || w.path == "" {
 		return nil
 	}
 	f, err := openAppend(w.path)
@@ -274,7 +384,10 @@ func (w *Writer) Reopen() error {
 		return err
 	}
 	old := w.file
-	w.file = f
+	w.file, w.torn = f, false
+	if old == nil {
+		return nil
+	}
 	return old.Close()
 }
 
@@ -282,9 +395,10 @@ func (w *Writer) Reopen() error {
 func (w *Writer) Close(now time.Time) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.file == nil {
+	if w.closed || w.path == "" {
 		return nil
 	}
+	w.closed = true
 	w.begin()
 	for stream, held := range w.partial {
 		if len(held) > 0 {
@@ -292,9 +406,12 @@ func (w *Writer) Close(now time.Time) error {
 		}
 	}
 	w.flush()
+	w.partial = [2][]byte{}
+	if w.file == nil {
+		return nil
+	}
 	err := w.file.Close()
 	w.file = nil
-	w.partial = [2][]byte{}
 	return err
 }
 

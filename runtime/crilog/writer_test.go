@@ -2,11 +2,14 @@ package crilog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -216,6 +219,77 @@ func TestAFullDiskDropsAndCounts(t *testing.T) {
 	want := uint64(len(stamp + " stdout F lost\n"))
 	if n, dropped := w.Counts(); n != 0 || dropped != want {
 		t.Errorf("counts are %d and %d, want 0 and %d", n, dropped, want)
+	}
+}
+
+// When there is room again, the log says what is missing, in a record of its own, and does not take what comes for the end
+// of a line whose end was lost.
+func TestTheLogSaysWhatIsMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	w := open(t, path, 4)
+	var told []error
+	w.Lost = func(why error) { told = append(told, why) }
+	w.Write(Stdout, at, []byte("a\nbcdefg"))
+	good := w.file
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	w.file = full
+	for range 3 {
+		w.Write(Stdout, at, []byte("h\nlost\n"))
+		w.Write(Stderr, at, []byte("lost too\n"))
+	}
+	w.file = good
+	w.Write(Stdout, at, []byte("z\n"))
+	w.Write(Stdout, at, []byte("again\n"))
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records []string
+	for _, r := range strings.Split(strings.TrimSuffix(string(got), "\n"), "\n") {
+		records = append(records, r[len(stamp)+1:])
+	}
+	_, dropped := w.Counts()
+	want := []string{
+		"stdout F a", "stdout P bcde", "stdout F ",
+		fmt.Sprintf("stderr F berth: 12 records of the output (%d bytes) are missing here: no space left on device", dropped),
+		"stdout F z", "stdout P agai", "stdout F n",
+	}
+	if !slices.Equal(records, want) {
+		t.Errorf("the log:\n%q\nwant\n%q", records, want)
+	}
+	if len(told) != 2 || !errors.Is(told[0], syscall.ENOSPC) || told[1] != nil {
+		t.Errorf("told %v, want the beginning and the end", told)
+	}
+}
+
+// Half a record that could not be taken back stays a line of its own.
+func TestWhatIsTornStaysAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "0.log")
+	w := open(t, path, 0)
+	if _, err := w.file.WriteString(stamp + " stdout F ha"); err != nil {
+		t.Fatal(err)
+	}
+	w.torn = true
+	w.Write(Stdout, at, []byte("whole\n"))
+	wantFile(t, path, stamp+" stdout F ha\n"+stamp+" stdout F whole\n")
+}
+
+func TestALogThatCanBeOpenedLater(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not yet")
+	w := OpenLater(filepath.Join(dir, "0.log"), 0)
+	defer w.Close(at)
+	w.Write(Stdout, at, []byte("lost\n"))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.Write(Stdout, at, []byte("kept\n"))
+	got, err := os.ReadFile(filepath.Join(dir, "0.log"))
+	if err != nil || !strings.Contains(string(got), "1 records of the output") || !strings.HasSuffix(string(got), "stdout F kept\n") {
+		t.Errorf("the log: %q, %v", got, err)
 	}
 }
 

@@ -55,7 +55,7 @@
 // connection ends before anything else was read. Who speaks version 2 speaks version 1.
 //
 //	1	all but what follows
-//	2	replace; one daemon in charge (relieved; exits to one daemon only); hello with a range; filter, and exec by plan
+//	2	replace; one daemon in charge (relieved; exits to one daemon only); hello with a range; filter, and exec by plan; adopt
 //
 // An error does not say what was asked for, and of which container: the daemon knows.
 package keeper
@@ -65,6 +65,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -265,6 +266,9 @@ func EncodeError(err error) *WireError {
 		if errors.Is(err, c.class) {
 			return &WireError{Class: c.name, Message: err.Error()}
 		}
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) { // the number itself does not travel
+		return &WireError{Class: "resource-exhausted", Message: err.Error()}
 	}
 	return &WireError{Message: err.Error()}
 }

@@ -80,9 +80,10 @@ func (c *container) takeOver(ctx context.Context) {
 		c.k.log.Error("remove the exec FIFO of a container that runs, ignoring", "container", c.id, "error", err)
 	}
 	if c.log, err = crilog.Open(req.LogPath, req.MaxLogLine); err != nil {
-		c.k.log.Error("open a log again, the output is dropped", "container", c.id, "error", err)
-		c.log, _ = crilog.Open("", 0) // which cannot fail
+		c.k.log.Error("open a log again, the output is dropped until it can be opened", "container", c.id, "error", err)
+		c.log = crilog.OpenLater(req.LogPath, req.MaxLogLine)
 	}
+	c.log.Lost = c.sayLost
 	if !req.Terminal {
 		c.io = reopenFIFOs(c.dir, req.Stdin && !c.rec.StdinClosed)
 		c.resync()

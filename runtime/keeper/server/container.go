@@ -115,6 +115,15 @@ func logStream(stream keeper.Stream) crilog.Stream {
 	return crilog.Stdout
 }
 
+// sayLost notes when a log cannot be written, and when it goes on.
+func (c *container) sayLost(why error) {
+	if why == nil {
+		c.k.log.Warn("the log of a container goes on", "container", c.id, "path", c.rec.Request.LogPath)
+		return
+	}
+	c.k.log.Error("output of a container is lost, its log cannot be written", "container", c.id, "error", why)
+}
+
 // watch waits for the end of the process and reports it. gone is closed when the launcher has ended: until then the
 // process is its child and tells us nothing.
 func (c *container) watch(proc *process, gone <-chan struct{}) {

@@ -83,6 +83,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 	if c.log, err = crilog.Open(req.LogPath, req.MaxLogLine); err != nil {
 		return nil, nil, err
 	}
+	c.log.Lost = c.sayLost
 
 	if l, err = c.k.pool.get(ctx); err != nil {
 		return nil, nil, err
