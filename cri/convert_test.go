@@ -237,6 +237,7 @@ func TestBatches(t *testing.T) {
 func TestToStatusResponse(t *testing.T) {
 	resp := toStatusResponse(runtime.NodeStatus{
 		Network:  errors.New("no CNI configuration"),
+		State:    errors.New("the disk is full"),
 		Handlers: []runtime.Handler{{Name: "runc", UserNamespaces: true}, {Name: "", RecursiveReadOnlyMounts: true}, {Name: "nvidia"}},
 		Features: runtime.Features{SupplementalGroupsPolicy: true, MountOptions: true},
 	})
@@ -244,6 +245,7 @@ func TestToStatusResponse(t *testing.T) {
 		Status: &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{
 			{Type: "RuntimeReady", Status: true},
 			{Type: "NetworkReady", Reason: "NetworkPluginNotReady", Message: "no CNI configuration"},
+			{Type: "StateWritable", Reason: "StateNotWritable", Message: "the disk is full"},
 		}},
 		RuntimeHandlers: []*cri.RuntimeHandler{
 			{Name: "", Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -27,6 +28,10 @@ var codeOf = []struct {
 	{errdefs.ErrUnimplemented, codes.Unimplemented},
 	{errdefs.ErrPermissionDenied, codes.PermissionDenied},
 	{errdefs.ErrResourceExhausted, codes.ResourceExhausted},
+	// What the kernel says of a disk, wherever it was written to; the message has the path.
+	{syscall.ENOSPC, codes.ResourceExhausted},
+	{syscall.EDQUOT, codes.ResourceExhausted},
+	{syscall.EROFS, codes.Unavailable},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},
 	{context.Canceled, codes.Canceled},
 }

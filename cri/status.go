@@ -46,11 +46,15 @@ func (s *Server) Status(ctx context.Context, r *cri.StatusRequest) (*cri.StatusR
 	return resp, nil
 }
 
+// stateWritable is a condition of berth's own, which kubelets pass over: a node whose disk is full is not to lose its pods.
+const stateWritable = "StateWritable"
+
 func toStatusResponse(st runtime.NodeStatus) *cri.StatusResponse {
 	resp := &cri.StatusResponse{
 		Status: &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{
 			toCondition(cri.RuntimeReady, "RuntimeNotReady", st.Runtime),
 			toCondition(cri.NetworkReady, "NetworkPluginNotReady", st.Network),
+			toCondition(stateWritable, "StateNotWritable", st.State),
 		}},
 		Features: &cri.RuntimeFeatures{
 			SupplementalGroupsPolicy:  st.Features.SupplementalGroupsPolicy,

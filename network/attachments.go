@@ -98,10 +98,7 @@ func (s attachments) remove(sandboxID string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return removeRecord(path)
 }
 
 // all returns the sandboxes that have records.

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // damagedSuffix is added to the name of a file that cannot be used, so that it is in nobody's way and can be looked at.
@@ -37,4 +39,13 @@ func damagedIn(dirs ...string) []string {
 		}
 	}
 	return out
+}
+
+// removeRecord deletes the record of what is undone. On a file system that is read-only by now the record stays, and
+// keeps no sandbox from its end: the next Restore undoes the same once more, where nothing is.
+func removeRecord(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -201,8 +200,7 @@ func (l *leases) release(sandboxID string) error {
 	if !ok {
 		return nil
 	}
-	err := os.Remove(filepath.Join(l.dir, l.addrs(ls)[0].String()))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeRecord(filepath.Join(l.dir, l.addrs(ls)[0].String())); err != nil {
 		return err
 	}
 	delete(l.bySandbox, sandboxID)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,6 +46,7 @@ func (l sysctlLog) set(settings map[string]string, others []sysctlLog) error {
 	if err != nil {
 		return err
 	}
+	known := maps.Clone(was)
 	for _, other := range others {
 		theirs, err := other.read()
 		if err != nil {
@@ -70,8 +72,10 @@ func (l sysctlLog) set(settings map[string]string, others []sysctlLog) error {
 			was[path] = now
 		}
 	}
-	if err := l.write(was); err != nil {
-		return err
+	if !maps.Equal(was, known) { // on a full disk, what is set already needs no record
+		if err := l.write(was); err != nil {
+			return err
+		}
 	}
 	for path, value := range changed {
 		if err := writeSysctl(path, value); err != nil && !linkGone(path, err) {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -147,7 +148,7 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	// A process in a user namespace walks through these to its root filesystem: it needs x, and r gives nothing away.
 	for _, dir := range []string{l.root, l.containers(), l.run, l.runSandboxes(), l.runContainers()} {
-		if err := os.Chmod(dir, 0o711); err != nil {
+		if err := permit(dir, 0o711); err != nil {
 			return nil, err
 		}
 	}
@@ -165,6 +166,15 @@ func New(cfg Config) (*Runtime, error) {
 	r.node = probeNode(cfg)
 	r.keeper = newKeeperLink(cfg.Keeper, cfg.Log)
 	return r, nil
+}
+
+// permit gives a folder this mode if it has another one: a read-only root dir has had it since it was made.
+func permit(dir string, mode fs.FileMode) error {
+	st, err := os.Stat(dir)
+	if err == nil && st.Mode().Perm() == mode {
+		return nil
+	}
+	return os.Chmod(dir, mode)
 }
 
 // Close ends all waiting and lets go of the keeper. Containers run on.

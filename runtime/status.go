@@ -2,8 +2,13 @@ package runtime
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
@@ -29,8 +34,12 @@ func (r *Runtime) Status(ctx context.Context) NodeStatus {
 			Name: name, RecursiveReadOnlyMounts: r.node.spec.RecursiveReadOnly, UserNamespaces: r.node.idmap == nil,
 		})
 	}
+	s.State = writable(r.cfg.RootDir)
 	if problem := r.records.problem(); problem != "" {
-		s.Limitations = append(s.Limitations, problem)
+		s.State = errors.Join(s.State, errors.New(problem))
+	}
+	if s.State != nil {
+		s.Limitations = append(s.Limitations, strings.ReplaceAll(s.State.Error(), "\n", "; "))
 	}
 	for _, h := range r.held.all() {
 		s.Damaged = append(s.Damaged, h.String())
@@ -106,3 +115,41 @@ func (r *Runtime) ContainerInfo(_ context.Context, id string) (map[string]any, e
 func (r *Runtime) UpdatePodCIDR(cidrs string) error { return r.cfg.Network.UpdatePodCIDR(cidrs) }
 
 var errNoKeeper = errdefs.ErrUnavailable
+
+// writable says why nothing can be written into a folder; nil if it can. What runs needs no room, what is made does.
+func writable(dir string) error {
+	if err := unix.Access(dir, unix.W_OK); err != nil {
+		return fmt.Errorf("%s cannot be written, no pod and no image can be made: %w", dir, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	// Some file systems have no fixed number of inodes, and say 0.
+	if st.Bavail == 0 && st.Bfree == 0 && st.Blocks > 0 || st.Ffree == 0 && st.Files > 0 {
+		return fmt.Errorf("%s is full (%d blocks and %d inodes are free), no pod and no image can be made", dir, st.Bfree, st.Ffree)
+	}
+	return nil
+}
+
+// LostOutput says of which running containers output could not be written to the log.
+func (r *Runtime) LostOutput(ctx context.Context) []string {
+	if !r.keeper.connected() {
+		return nil
+	}
+	k, err := r.keeper.client(ctx)
+	if err != nil {
+		return nil
+	}
+	states, err := k.List(ctx)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, s := range states {
+		if s.LogDropped > 0 {
+			out = append(out, fmt.Sprintf("%d bytes of the output of container %s could not be written to %s, and are lost", s.LogDropped, s.ID, s.Request.LogPath))
+		}
+	}
+	return out
+}

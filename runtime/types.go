@@ -209,6 +209,8 @@ type NodeStatus struct {
 	Features         Features
 	// Limitations are what this node lacks, in words for an operator.
 	Limitations []string
+	// State says why nothing can be put on record; nil if it can. Pods that are there can be used, stopped and removed.
+	State error
 	// Damaged are files of records that were set aside, and records that cannot be used though their pods run.
 	Damaged []string
 	// CgroupDriver is in force for the life of the process.

@@ -105,7 +105,7 @@ func (n *node) removeImage(ctx context.Context, ref string) error {
 func (n *node) status(ctx context.Context) admin.Status {
 	s := n.runtime.Status(ctx)
 	out := admin.Status{
-		Version: version, CgroupDriver: string(s.CgroupDriver), Limitations: s.Limitations, Damaged: s.Damaged,
+		Version: version, CgroupDriver: string(s.CgroupDriver), Limitations: append(s.Limitations, n.runtime.LostOutput(ctx)...), Damaged: s.Damaged,
 		Sandboxes:  len(n.runtime.Sandboxes(runtime.SandboxFilter{})),
 		Containers: len(n.runtime.Containers(runtime.ContainerFilter{})),
 	}

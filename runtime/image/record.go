@@ -103,7 +103,7 @@ func (s *Store) load() error {
 		p := filepath.Join(dir, f.Name())
 		if strings.HasPrefix(f.Name(), ".") { // half written
 			if err := os.Remove(p); err != nil {
-				return err
+				s.log.Error("half a record cannot be deleted, ignoring", "path", p, "error", err)
 			}
 			continue
 		}
@@ -119,8 +119,8 @@ func (s *Store) load() error {
 		}
 		if err != nil {
 			s.log.Error("image record is damaged, setting it aside", "path", p+damagedSuffix, "error", err)
-			if err := os.Rename(p, p+damagedSuffix); err != nil {
-				return err
+			if err := errors.Join(os.RemoveAll(p+damagedSuffix), os.Rename(p, p+damagedSuffix)); err != nil {
+				s.log.Error("a damaged image record cannot be set aside, ignoring", "path", p, "error", err)
 			}
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -68,7 +69,10 @@ func (s *Store) settle(e *entry) (free func() error, err error) {
 		delete(s.images, id)
 	}
 	s.mu.Unlock()
-	if _, err := s.write(e.record); err != nil && inUse {
+	if _, err := s.write(e.record); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// It is removed all the same, or nothing would ever free the disk. A next daemon finds it as it was.
+		s.log.Error("the removal of an image cannot be recorded, ignoring", "image", id, "error", err)
+	} else if err != nil && inUse {
 		return nothing, err
 	} // else a full disk must not keep anybody from making room
 	if inUse {

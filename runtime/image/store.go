@@ -129,9 +129,6 @@ type Store struct {
 func Open(cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	spool := filepath.Join(cfg.Dir, "spool")
-	if err := os.RemoveAll(spool); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil {
 		return nil, err
 	}
@@ -139,6 +136,10 @@ func Open(cfg Config) (*Store, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	// The folder itself stays: on a full disk it could not be made again.
+	if err := empty(spool); err != nil {
+		cfg.Log.Error("archives that were being loaded cannot be deleted, ignoring", "error", err)
 	}
 	layers, err := layer.Open(filepath.Join(cfg.Dir, "layers"), cfg.Log)
 	if err != nil {
@@ -163,12 +164,24 @@ func Open(cfg Config) (*Store, error) {
 	if layers.Rebooted() {
 		// Only the layers of an image on record are known to have been synced.
 		if err := s.collectLayers(0); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("delete layers that were not synced: %w", err)
 		}
+	}
+	if err := layers.NoteBoot(); err != nil {
+		cfg.Log.Error("the boot cannot be noted: the next start will take itself for the first one after it", "error", err)
 	}
 	s.ctx, s.close = context.WithCancel(context.Background())
 	s.running.Go(s.sync)
 	return s, nil
+}
+
+// empty deletes what is in a folder.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 func (s *Store) pin(ref string) error {

@@ -306,6 +306,13 @@ func TestReopen(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.layerDir(chain[2]), infoName), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// Killed before it was noted that the first start after a boot is over, the next one is a first start too.
+	if again, err := Open(s.dir, slog.New(slog.DiscardHandler)); err != nil || !again.Rebooted() {
+		t.Errorf("the first start was cut off, and the next one does not know of the boot (%v)", err)
+	}
+	if err := s.NoteBoot(); err != nil {
+		t.Fatal(err)
+	}
 	r, err := Open(s.dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,6 @@
 package layer
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,6 +29,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 )
@@ -68,6 +68,7 @@ type Store struct {
 	// What is being unpacked, and so not yet in layers.
 	ingestBytes, ingestInodes atomic.Int64
 
+	removed  atomic.Int64 // counts removals, for names
 	rebooted bool
 	kernel   features
 }
@@ -87,12 +88,15 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	if err := s.emptyIngest(); err != nil {
+		log.Error("half-unpacked layers cannot be deleted, ignoring", "error", err)
+	}
+	if err := os.MkdirAll(s.path("ingest"), 0o700); err != nil {
 		return nil, err
 	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
-	return s, s.noteBoot()
+	return s, s.findBoot()
 }
 
 func (s *Store) path(elem ...string) string {
@@ -113,25 +117,27 @@ func (s *Store) emptyIngest() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	var errs error
 	for _, e := range entries {
-		p := filepath.Join(ingest, e.Name())
-		for _, m := range []string{filepath.Join(p, "merged"), p} {
-			mounted, err := isMount(m)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			if !mounted {
-				continue
-			}
-			if err := Unmount(m); err != nil {
-				return err
-			}
+		errs = errors.Join(errs, discardIngest(filepath.Join(ingest, e.Name())))
+	}
+	return errs
+}
+
+func discardIngest(p string) error {
+	for _, m := range []string{filepath.Join(p, "merged"), p} {
+		mounted, err := isMount(m)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		if err := os.RemoveAll(p); err != nil {
+		if !mounted {
+			continue
+		}
+		if err := Unmount(m); err != nil {
 			return err
 		}
 	}
-	return os.MkdirAll(ingest, 0o700)
+	return os.RemoveAll(p)
 }
 
 func (s *Store) load() error {
@@ -161,46 +167,67 @@ const damagedSuffix = ".damaged"
 // setAside renames what cannot be read, so that the layer can be fetched again.
 func (s *Store) setAside(name string, why error) {
 	p := s.path("layers", name)
-	s.log.Error("layer is damaged, setting it aside", "layer", name, "path", p+damagedSuffix, "error", why)
-	if err := os.RemoveAll(p + damagedSuffix); err != nil {
-		s.log.Warn("cannot delete an older damaged layer, ignoring", "layer", name, "error", err)
+	aside := p + damagedSuffix
+	// One that was set aside before stays: containers that run may have its tree mounted.
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(aside); err != nil {
+			break
+		}
+		aside = fmt.Sprintf("%s.%d%s", p, i, damagedSuffix)
 	}
-	if err := os.Rename(p, p+damagedSuffix); err != nil {
+	s.log.Error("layer is damaged, setting it aside", "layer", name, "path", aside, "error", why)
+	if err := os.Rename(p, aside); err != nil {
 		s.log.Warn("cannot set the damaged layer aside, ignoring", "layer", name, "error", err)
 	}
 }
 
 func readInfo(dir string) (Info, error) {
 	var info Info
-	b, err := os.ReadFile(filepath.Join(dir, infoName))
-	if err != nil {
-		return info, err
-	}
-	if err := json.Unmarshal(b, &info); err != nil {
+	if err := atomicfile.ReadJSON(filepath.Join(dir, infoName), &info); err != nil {
 		return info, err
 	}
 	if err := info.ChainID.Validate(); err != nil {
 		return info, err
 	}
-	_, err = os.Lstat(filepath.Join(dir, treeName))
+	_, err := os.Lstat(filepath.Join(dir, treeName))
 	return info, err
 }
 
-// noteBoot finds out whether the machine was started again since the store was last open.
-func (s *Store) noteBoot() error {
-	now, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// findBoot finds out whether the machine was started again since NoteBoot.
+func (s *Store) findBoot() error {
+	now, err := os.ReadFile(bootID)
 	if err != nil {
 		return err
 	}
-	then, err := os.ReadFile(s.path("boot"))
+	then, err := atomicfile.Read(s.path("boot"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		s.log.Error("it cannot be told in which boot the layers were written; those that may not have been synced are deleted", "error", err)
 	}
 	s.rebooted = string(then) != string(now)
+	return nil
+}
+
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// NoteBoot ends what Rebooted says for the next Open. It is for the caller to call when it has removed the layers that may
+// not be whole: killed before, it must find them again.
+func (s *Store) NoteBoot() error {
 	if !s.rebooted {
 		return nil
 	}
-	return os.WriteFile(s.path("boot"), now, 0o600)
+	now, err := os.ReadFile(bootID)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.path("boot") + damagedSuffix); err != nil {
+		return err
+	}
+	if fi, err := os.Lstat(s.path("boot")); err == nil && !fi.Mode().IsRegular() {
+		if err := os.Rename(s.path("boot"), s.path("boot")+damagedSuffix); err != nil {
+			return err
+		}
+	}
+	return atomicfile.Write(s.path("boot"), now, 0o600)
 }
 
 // Rebooted says whether the machine was started again since the store was last open. A layer that was committed and
@@ -276,12 +303,10 @@ func (s *Store) Forget(chains ...digest.Digest) (free func() error, err error) {
 		if _, ok := s.layers[chain]; !ok {
 			continue
 		}
-		t, err := os.MkdirTemp(s.path("ingest"), "removed-")
-		if err == nil {
-			// Renamed first, so that a layer is never seen half deleted.
-			err = os.Rename(s.layerDir(chain), filepath.Join(t, "layer"))
-		}
-		if err != nil {
+		// Renamed first, so that a layer is never seen half deleted; and not into a new folder, for which a full disk has no
+		// room.
+		t := s.path("ingest", fmt.Sprintf("removed-%d-%s", s.removed.Add(1), chain.Encoded()))
+		if err := os.Rename(s.layerDir(chain), t); err != nil {
 			errs = append(errs, err)
 			continue
 		}
