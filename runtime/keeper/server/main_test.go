@@ -145,6 +145,10 @@ func (n *node) end() {
 			n.t.Fatal(err)
 		}
 		for _, s := range states {
+			if s.Exit == nil {
+				// With what a shell has started: there is no cgroup here, and it would outlive the tests with what it inherited.
+				_ = unix.Kill(-s.Process.Pid, unix.SIGKILL)
+			}
 			c.Signal(n.ctx(), s.ID, "", int(unix.SIGKILL))
 			for _, e := range s.Execs {
 				c.Signal(n.ctx(), s.ID, e.ExecID, int(unix.SIGKILL))
