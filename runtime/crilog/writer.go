@@ -423,6 +423,14 @@ type Handover struct {
 	Skip    [2]int `json:"skip"`
 	Written uint64 `json:"written"`
 	Dropped uint64 `json:"dropped"`
+	// Open and Torn are what the end of the file is like. MissingRecords, MissingBytes and Why are a loss that the log does
+	// not say yet.
+	Open           [2]bool `json:"open,omitzero"`
+	Torn           bool    `json:"torn,omitempty"`
+	MissingRecords int     `json:"missingRecords,omitempty"`
+	MissingBytes   int     `json:"missingBytes,omitempty"`
+	Why            string  `json:"why,omitempty"`
+	Closed         bool    `json:"closed,omitempty"`
 }
 
 // HandOver returns what another program needs to go on with the log by Resume: what is in hand, and the file, which stays
@@ -430,7 +438,14 @@ type Handover struct {
 func (w *Writer) HandOver() (Handover, *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Handover{w.partial, w.skip, w.written.Load(), w.dropped.Load()}, w.file
+	h := Handover{
+		Partial: w.partial, Skip: w.skip, Written: w.written.Load(), Dropped: w.dropped.Load(),
+		Open: w.open, Torn: w.torn, Closed: w.closed, MissingRecords: w.missing.records, MissingBytes: w.missing.bytes,
+	}
+	if w.missing.why != nil {
+		h.Why = w.missing.why.Error()
+	}
+	return h, w.file
 }
 
 // Resume goes on where another Writer with the same path and maxLine has handed over. It takes over file, which may have
@@ -439,7 +454,10 @@ func Resume(path string, maxLine int, file *os.File, h Handover) *Writer {
 	if maxLine <= 0 {
 		maxLine = DefaultMaxLine
 	}
-	w := &Writer{path: path, maxLine: maxLine, file: file, partial: h.Partial, skip: h.Skip}
+	w := &Writer{
+		path: path, maxLine: maxLine, file: file, partial: h.Partial, skip: h.Skip,
+		open: h.Open, torn: h.Torn, closed: h.Closed, missing: loss{h.MissingRecords, h.MissingBytes, errors.New(h.Why)},
+	}
 	w.written.Store(h.Written)
 	w.dropped.Store(h.Dropped)
 	return w

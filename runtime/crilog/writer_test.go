@@ -242,6 +242,12 @@ func TestTheLogSaysWhatIsMissing(t *testing.T) {
 		w.Write(Stderr, at, []byte("lost too\n"))
 	}
 	w.file = good
+	held, file := w.HandOver() // what is missing outlives the program
+	if held.MissingRecords != 12 {
+		t.Errorf("handed over: %+v", held)
+	}
+	w = Resume(path, 4, file, held)
+	w.Lost = func(why error) { told = append(told, why) }
 	w.Write(Stdout, at, []byte("z\n"))
 	w.Write(Stdout, at, []byte("again\n"))
 	got, err := os.ReadFile(path)

@@ -117,6 +117,7 @@ func (k *Keeper) takeContainer(h handedContainer, conns []*conn) (c *container, 
 	k.containers[c.id] = c
 	c.rec, c.started, c.adopted = h.Record, h.Started, h.Adopted
 	c.log = crilog.Resume(c.rec.Request.LogPath, c.rec.Request.MaxLogLine, handed(h.LogFile, "log"), h.Log)
+	c.log.Lost = c.sayLost
 	c.io = stdio{
 		stdin:   handed(h.Stdio[keeper.FileStdin], keeper.FileStdin),
 		stdout:  handed(h.Stdio[keeper.FileStdout], keeper.FileStdout),
