@@ -16,12 +16,12 @@ const damagedSuffix = ".damaged"
 
 // setAside renames a file that cannot be used. Where it cannot be renamed it stays: nothing waits for it.
 func setAside(log *slog.Logger, path string, cause error, consequence string) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return // nothing to look at, and what was set aside before stays
+	}
 	err := os.RemoveAll(path + damagedSuffix)
 	if err == nil {
 		err = os.Rename(path, path+damagedSuffix)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return
 	}
 	log.Error("a damaged record of the network was set aside", "path", path+damagedSuffix, "cause", cause, "consequence", consequence, "err", err)
 }

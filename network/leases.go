@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -70,7 +71,11 @@ func openLeases(dir string, subnets []subnet, log *slog.Logger) (*leases, error)
 			return nil, err
 		}
 	}
-	if last, err := atomicfile.Read(filepath.Join(dir, lastFile)); err == nil {
+	last, err := atomicfile.Read(filepath.Join(dir, lastFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		setAside(l.log, filepath.Join(dir, lastFile), err, "none: it is written anew")
+	}
+	if err == nil {
 		if subnet, host, ok := l.locate(strings.TrimSpace(string(last))); ok {
 			l.next[subnet] = host - 1 // the index of the host after it
 		}

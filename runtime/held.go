@@ -347,7 +347,10 @@ func (r *Runtime) setAside(path string, cause error, outcome string) {
 	if below, err := filepath.Rel(r.paths.root, path); err == nil && filepath.IsLocal(below) {
 		place = filepath.Join(r.paths.damaged(), strings.ReplaceAll(below, "/", "-"))
 	}
-	err := errors.Join(os.MkdirAll(filepath.Dir(place), 0o700), os.RemoveAll(place))
+	_, err := os.Lstat(path)
+	if err == nil {
+		err = errors.Join(os.MkdirAll(filepath.Dir(place), 0o700), os.RemoveAll(place))
+	}
 	if err == nil {
 		err = os.Rename(path, place)
 	}

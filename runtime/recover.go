@@ -97,7 +97,7 @@ func (r *Runtime) checkRunFiles() {
 		}
 		var any json.RawMessage
 		for path, lost := range map[string]string{
-			r.specPath(c.id()): "plugins and verbose status do not see the spec",
+			r.specPath(c.id()): "no exec in this container until it is started anew; plugins do not see its spec",
 			filepath.Join(r.paths.run, keeper.LibcontainerDir, c.id(), "state.json"): "no exec in this container until it is started anew",
 		} {
 			if err := atomicfile.ReadJSON(path, &any); err != nil && c.state() != Exited {

@@ -106,7 +106,7 @@ func (r *Runtime) ContainerInfo(_ context.Context, id string) (map[string]any, e
 	if err == nil {
 		info["runtimeSpec"] = s
 	} else if ignoreNotFound(err) != nil {
-		return nil, err
+		info["runtimeSpecError"] = err.Error() // a damaged bundle; the rest is good
 	}
 	return info, nil
 }
