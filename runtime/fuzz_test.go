@@ -18,7 +18,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"version":99,"id":"x"}`), []byte(`{}`))
 	f.Add([]byte(`{"id":"x","config":{"metadata":null}}`), []byte(`null`))
 	f.Fuzz(func(t *testing.T, record, facts []byte) {
-		l := layout{root: t.TempDir()}
+		l := layout{root: t.TempDir(), run: t.TempDir()}
 		for _, dir := range []string{l.sandbox("x"), l.container("x")} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
@@ -27,11 +27,11 @@ func FuzzRecords(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		sb, err := loadSandbox(l, "x")
+		sb, _, err := loadSandbox(l, "x", nil)
 		if err == nil && (sb.record.ID != "x" || sb.config.GetMetadata() == nil) || err != nil && !errors.Is(err, errDamaged) {
 			t.Errorf("sandbox: %+v, %v", sb, err)
 		}
-		c, err := loadContainer(l, "x")
+		c, _, err := loadContainer(l, "x", nil)
 		if err == nil && (c.record.ID != "x" || c.config.GetMetadata() == nil) || err != nil && !errors.Is(err, errDamaged) {
 			t.Errorf("container: %+v, %v", c, err)
 		}
