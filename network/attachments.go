@@ -43,7 +43,7 @@ func (s attachments) open() error {
 		if !strings.HasPrefix(f.Name(), ".") {
 			continue
 		}
-		if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
+		if err := removeRecord(filepath.Join(s.dir, f.Name())); err != nil {
 			return err
 		}
 	}

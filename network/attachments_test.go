@@ -8,7 +8,7 @@ import (
 
 // A daemon that dies while it writes a record leaves the file that would have taken its place.
 func TestHalfWrittenAttachmentsGo(t *testing.T) {
-	s := attachments{filepath.Join(t.TempDir(), "attachments")}
+	s := attachments{dir: filepath.Join(t.TempDir(), "attachments")}
 	if err := s.open(); err != nil {
 		t.Fatal(err)
 	}
