@@ -1,6 +1,7 @@
 package network
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,7 +9,7 @@ import (
 
 // A daemon that dies while it writes a record leaves the file that would have taken its place.
 func TestHalfWrittenAttachmentsGo(t *testing.T) {
-	s := attachments{dir: filepath.Join(t.TempDir(), "attachments")}
+	s := attachments{filepath.Join(t.TempDir(), "attachments"), slog.New(slog.DiscardHandler)}
 	if err := s.open(); err != nil {
 		t.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func FuzzAttachment(f *testing.F) {
 	f.Add([]byte(`{"request":{"sandboxID":"s"}}`))
 	f.Add([]byte(`{"request":{"sandboxID":"../x"}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s := attachments{dir: t.TempDir()}
+		s := attachments{t.TempDir(), slog.New(slog.DiscardHandler)}
 		path, err := s.path("s")
 		if err != nil {
 			t.Fatal(err)
