@@ -3,6 +3,7 @@ package runtime
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -128,7 +129,10 @@ func probeRecursiveReadOnly() error {
 func probeIDMap(cfg Config) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	dir, err := os.MkdirTemp(cfg.RunDir, "probe-")
+	if err := removeProbes(ctx, cfg.RunDir); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(cfg.RunDir, probePrefix)
 	if err != nil {
 		return err
 	}
@@ -152,6 +156,23 @@ func probeIDMap(cfg Config) error {
 	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())})
 	if err != nil {
 		return fmt.Errorf("idmapped mount of %s: %w", cfg.RootDir, err)
+	}
+	return nil
+}
+
+// probePrefix begins the names of the folders of probeIDMap.
+const probePrefix = "probe-"
+
+// removeProbes removes what daemons left that were killed in the middle of probeIDMap.
+func removeProbes(ctx context.Context, runDir string) error {
+	for _, name := range names(runDir) {
+		if !strings.HasPrefix(name, probePrefix) {
+			continue
+		}
+		dir := filepath.Join(runDir, name)
+		if err := errors.Join(sandboxns.Remove(ctx, sandboxns.PathsIn(dir, "")), os.RemoveAll(dir)); err != nil {
+			return fmt.Errorf("leftover of a probe: %w", err)
+		}
 	}
 	return nil
 }
