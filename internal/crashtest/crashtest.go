@@ -29,7 +29,6 @@ type step struct {
 	path, to string
 	data     []byte
 	size     int64
-	line     string
 }
 
 // A Cut says what became of a file that was written and not synced, although its name is there; path is relative.

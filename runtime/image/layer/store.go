@@ -84,8 +84,10 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	}
 	// Images have setuid programs, and chain IDs are no secret: no other user of the machine may walk in here. Containers
 	// need not: overlayfs looks into its layers as whoever has mounted it.
-	if err := os.Chmod(s.path("layers"), 0o700); err != nil {
-		return nil, err
+	if fi, err := os.Stat(s.path("layers")); err != nil || fi.Mode().Perm() != 0o700 { // or it would fail on a read-only disk
+		if err := os.Chmod(s.path("layers"), 0o700); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.emptyIngest(); err != nil {
 		log.Error("half-unpacked layers cannot be deleted, ignoring", "error", err)
