@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,4 +101,25 @@ func processesWith(command string) []string {
 		}
 	}
 	return found
+}
+
+// A container that is stopped in the moment of its start gets the signal as its workload, not as what becomes it: a shell that
+// has no handler is pid 1 and does not hear it, and is killed at the deadline; libcontainer's init would end with status 2.
+func TestStopInTheMomentOfTheStart(t *testing.T) {
+	pod := sharedNode(t).RunPod(t, "moment")
+	var containers []*harness.Container
+	for i := range 12 {
+		containers = append(containers, pod.Create(t, idleConfig(fmt.Sprintf("app-%d", i))))
+	}
+	var ended sync.WaitGroup
+	for _, c := range containers {
+		ended.Go(func() {
+			c.Start(t)
+			c.Stop(t, time.Second)
+			if s := c.Status(t); s.ExitCode != 137 {
+				t.Errorf("%s ended with %d, %s", c.Config.Metadata.Name, s.ExitCode, s.Reason)
+			}
+		})
+	}
+	ended.Wait()
 }

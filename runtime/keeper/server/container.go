@@ -341,6 +341,7 @@ func (c *container) alive() error {
 func (c *container) signal(execID string, sig int) error {
 	c.mu.Lock()
 	proc, ended := c.proc, c.rec.Exit != nil
+	phase, _ := c.phase()
 	if execID != "" {
 		e := c.execs[execID]
 		proc, ended = nil, true
@@ -351,6 +352,9 @@ func (c *container) signal(execID string, sig int) error {
 	c.mu.Unlock()
 	if proc == nil || ended {
 		return fmt.Errorf("container %s: process %q: %w", c.id, execID, errdefs.ErrNotFound)
+	}
+	if execID == "" && phase == keeper.PhaseRunning && sig != int(unix.SIGKILL) {
+		proc.awaitWorkload()
 	}
 	err := proc.signal(sig)
 	if errors.Is(err, os.ErrClosed) { // it ended just now

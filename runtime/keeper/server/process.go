@@ -93,6 +93,21 @@ func (k *Keeper) ended(proc *process) (status unix.WaitStatus, known bool) {
 	return status, known
 }
 
+// workloadGrace bounds the time from the start of a container to the execve of its workload, which is no millisecond.
+const workloadGrace = time.Second
+
+// awaitWorkload returns when init has become the workload. Until then a signal is libcontainer's, whose Go runtime ends
+// with status 2 of some and drops others, where the workload would have handled it. There is nothing to wait on: the kernel
+// tells nobody but a tracer of an execve.
+func (p *process) awaitWorkload() {
+	exe := "/proc/" + strconv.Itoa(p.Pid) + "/exe"
+	for deadline := time.Now().Add(workloadGrace); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if link, err := os.Readlink(exe); err != nil || !strings.HasPrefix(link, launcherExe) {
+			return
+		}
+	}
+}
+
 // status returns how the process ended, after wait and, for a child, after its launcher has gone. False if nobody knows.
 func (p *process) status(r *reaper) (unix.WaitStatus, bool) {
 	if p.child {
