@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -244,12 +245,18 @@ func TestReplaceLeavesNothingBehind(t *testing.T) {
 	eventually(t, "the descriptors to be as many", func() bool { return descriptors(t, pid) <= before+launchers })
 	old, fresh := n.state("c").Process.Pid, n.run("after", "exec sleep 1000").Pid
 	eventually(t, "the workload to have three descriptors", func() bool { return descriptors(t, fresh) == 3 })
+	// glibc's posix_spawn, which make uses, leaves a signal of its own ignored; everybody below inherits that.
+	self, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignored := regexp.MustCompile(`SigIgn:\t[0-9a-f]+`).FindString(string(self))
 	for _, pid := range []int{old, fresh} {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"} {
+		for _, want := range []string{"SigBlk:\t0000000000000000", ignored} {
 			if !strings.Contains(string(status), want) {
 				t.Errorf("process %d (the older one is %d) has not %q:\n%s", pid, old, want, status)
 			}
