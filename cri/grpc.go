@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math"
 	"path"
-	"runtime/debug"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +14,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // maxRequest bounds a request. The largest are configurations of pods with much in their environment, and the API server
@@ -22,7 +23,8 @@ import (
 const maxRequest = 16 << 20
 
 // NewGRPCServer returns a gRPC server with both services of s registered and what every call needs around them: Unavailable until
-// s is ready, panics as Internal, classes of errors as codes, one line in the log for each failure, metrics. The caller
+// s is ready, panics as Internal (those of
+// work that runs on behalf of several calls come as errdefs.Panic), classes of errors as codes, one line in the log for each failure, metrics. The caller
 // serves and stops it.
 func NewGRPCServer(s *Server, opts ...grpc.ServerOption) *grpc.Server {
 	d := door{s}
@@ -64,10 +66,6 @@ func (d door) call(ctx context.Context, fullMethod string, about slog.Attr, work
 	begun := time.Now()
 	ended := d.s.cfg.Metrics.CallBegun(method)
 	defer func() {
-		if p := recover(); p != nil {
-			err = status.Error(codes.Internal, fmt.Sprintf("%s: internal error: %v", method, p))
-			d.s.log.Error("panic in a CRI call", "method", method, about, "panic", p, "stack", string(debug.Stack()))
-		}
 		took := time.Since(begun)
 		ended(status.Code(err).String(), took)
 		d.report(ctx, method, about, took, err)
@@ -77,11 +75,21 @@ func (d door) call(ctx context.Context, fullMethod string, about slog.Attr, work
 	}
 	within, end := d.s.calls.begin(ctx, method)
 	defer end()
-	err = work(within)
+	err = guarded(within, work)
+	if p := (*errdefs.Panic)(nil); errors.As(err, &p) {
+		d.s.log.Error("panic in a CRI call", "method", method, about, "panic", p.Value, "stack", string(p.Stack))
+		return status.Error(codes.Internal, fmt.Sprintf("%s: %v", method, err))
+	}
 	if err != nil && errors.Is(context.Cause(within), errReplaced) {
 		err = errReplaced
 	}
 	return toStatus(err)
+}
+
+// guarded calls work and returns its panic as an error. Work on a goroutine of its own returns its panic itself.
+func guarded(ctx context.Context, work func(context.Context) error) (err error) {
+	defer errdefs.Recover(&err)
+	return work(ctx)
 }
 
 // report logs a failure once. What a healthy cluster sees now and then is not a warning.

@@ -84,6 +84,9 @@ func TestDoor(t *testing.T) {
 		"failure":   {func() error { return errors.New("oh") }, codes.Unknown, []string{"level=ERROR", "err=oh", "code=Unknown"}},
 		"refused":   {func() error { return invalid("config", "must be set") }, codes.InvalidArgument, []string{"level=WARN", "config: must be set"}},
 		"panic":     {func() error { panic("at the disco") }, codes.Internal, []string{"panic in a CRI call", "at the disco", "CRI call failed"}},
+		"panic of joined work": {func() error {
+			return fmt.Errorf("pull: %w", &errdefs.Panic{Value: "at the manifest", Stack: []byte("goroutine 7")})
+		}, codes.Internal, []string{"panic in a CRI call", "at the manifest", "goroutine 7", "CRI call failed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var logged bytes.Buffer

@@ -344,3 +344,22 @@ func TestAClosedRuntimeBeginsNothing(t *testing.T) {
 	}
 	r.work.Wait()
 }
+
+// A panic of work that calls share is the error of each of them, and a later call of the same kind runs.
+func TestJoinedPanic(t *testing.T) {
+	r, _ := newKeeperless(t)
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			_, err := join(t.Context(), r, "key", func() (string, error) { panic("at the disco") })
+			var p *errdefs.Panic
+			if !errors.As(err, &p) || p.Value != "at the disco" || !strings.Contains(string(p.Stack), "TestJoinedPanic") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	all.Wait()
+	if got, err := join(t.Context(), r, "key", func() (string, error) { return "well", nil }); got != "well" || err != nil {
+		t.Errorf("afterwards: %q, %v", got, err)
+	}
+}

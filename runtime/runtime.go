@@ -226,13 +226,15 @@ func (r *Runtime) background(fn func()) {
 // errEnding is for who asks a Runtime that has ended; the next daemon will answer.
 var errEnding = fmt.Errorf("this daemon is stopping: %w", errdefs.ErrUnavailable)
 
-// join runs fn once for all concurrent callers of the same key, and lets each of them leave when its context ends.
+// join runs fn once for all concurrent callers of the same key, and lets each of them leave when its context ends. A panic of
+// fn is the error of all of them.
 func join[T any](ctx context.Context, r *Runtime, key string, fn func() (T, error)) (T, error) {
-	ch := r.flights.DoChan(key, func() (any, error) {
+	ch := r.flights.DoChan(key, func() (_ any, err error) {
 		if !r.begin() {
 			return nil, errEnding
 		}
 		defer r.work.Done()
+		defer errdefs.Recover(&err)
 		return fn()
 	})
 	var zero T

@@ -3,6 +3,8 @@ package image
 import (
 	"context"
 	"sync"
+
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // flights are the pulls that are under way, by what they pull. Who asks for one that is there joins it.
@@ -38,13 +40,19 @@ func (s *Store) join(key string, pull func(context.Context, *flight) (Image, err
 	s.flights.all[key] = f
 	s.running.Go(func() {
 		defer cancel()
-		f.image, f.err = pull(ctx, f)
+		f.image, f.err = guarded(ctx, f, pull)
 		s.flights.mu.Lock()
 		s.flights.end(key, f)
 		s.flights.mu.Unlock()
 		close(f.done)
 	})
 	return f
+}
+
+// guarded calls pull and returns a panic, such as one of a library at a manifest, as its error.
+func guarded(ctx context.Context, f *flight, pull func(context.Context, *flight) (Image, error)) (_ Image, err error) {
+	defer errdefs.Recover(&err)
+	return pull(ctx, f)
 }
 
 // leave says that one waiter less waits.

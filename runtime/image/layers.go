@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/runtime/image/layer"
 )
 
@@ -40,9 +41,10 @@ func (s *Store) fetchLayers(ctx context.Context, src *source, p *progress) error
 				close(committed[i])
 				continue
 			}
-			g.Go(func() error {
+			g.Go(func() (err error) {
+				defer errdefs.Recover(&err)
 				defer job.end()
-				err := s.fetchLayer(ctx, src, i, p, job, func(ctx context.Context) error {
+				err = s.fetchLayer(ctx, src, i, p, job, func(ctx context.Context) error {
 					job.release()
 					return waitAll(ctx, committed[:i])
 				})

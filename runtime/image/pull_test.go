@@ -471,3 +471,20 @@ func TestPullAfterClose(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// A panic in a pull is the error of all who wait for it, and the next one runs.
+func TestPullPanics(t *testing.T) {
+	s := openStore(t, Config{})
+	f := s.join("key", func(context.Context, *flight) (Image, error) { panic("at the manifest") })
+	<-f.done
+	s.leave("key", f)
+	if p := (*errdefs.Panic)(nil); !errors.As(f.err, &p) || p.Value != "at the manifest" {
+		t.Errorf("got %v", f.err)
+	}
+	again := s.join("key", func(context.Context, *flight) (Image, error) { return Image{ID: "well"}, nil })
+	defer s.leave("key", again)
+	<-again.done
+	if again.image.ID != "well" || again.err != nil {
+		t.Errorf("afterwards: %v, %v", again.image, again.err)
+	}
+}
