@@ -7,21 +7,28 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/runtime/keeper"
 )
 
 // ReplaceKeeper has the keeper become the program at binary, in place, with launchers from launch. A keeper that is that
-// program already is left alone; build is empty then. An error says that the keeper goes on as it was: it is of class
+// program already, and has those launchers, is left alone; build is empty then. An error says that the keeper goes on as it was: it is of class
 // ErrUnimplemented where the keeper cannot be replaced in place.
 func (r *Runtime) ReplaceKeeper(ctx context.Context, binary, launch string) (build string, err error) {
 	k, err := r.keeper.client(ctx)
 	if err != nil {
 		return "", err
 	}
-	same, err := sameContent(fmt.Sprintf("/proc/%d/exe", k.Keeper().Pid), binary)
+	pid := k.Keeper().Pid
+	same, err := sameContent(fmt.Sprintf("/proc/%d/exe", pid), binary)
+	if err == nil && same {
+		same, err = sameLauncher(pid, launch)
+	}
 	if err != nil {
-		return "", fmt.Errorf("compare the keeper with %s: %w", binary, err)
+		return "", fmt.Errorf("compare the keeper with what is installed: %w", err)
 	}
 	if same {
 		return "", nil
@@ -35,6 +42,24 @@ func (r *Runtime) ReplaceKeeper(ctx context.Context, binary, launch string) (bui
 		r.log.Info("the keeper does not come to rest, asking again", "err", err)
 	}
 	return build, err
+}
+
+// sameLauncher reports whether a keeper's launchers are the program at path. A keeper reads it once, and then has it in a file
+// in memory, so that a package which brings nothing but another launcher would be of no effect until the next boot.
+func sameLauncher(pid int, path string) (bool, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		fd := filepath.Join(dir, e.Name())
+		target, err := os.Readlink(fd)
+		if err == nil && strings.HasPrefix(target, "/memfd:"+keeper.SealedLauncher+" ") { // others come and go meanwhile
+			return sameContent(fd, path)
+		}
+	}
+	return false, nil // a keeper that keeps it elsewhere: another version
 }
 
 // sameContent compares two programs: those of one package have their version in them.

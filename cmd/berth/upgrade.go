@@ -29,7 +29,7 @@ First the new program says whether it can read the configuration and the records
 does not start, nothing changes and the exit status is 1. Then it takes over the sockets: who connects meanwhile waits, calls
 that would take long (stops, pulls, streams of events) are cut off as Unavailable and go on when they are repeated. Pods do not
 notice. Exec, attach and port-forward sessions go on in the old daemon, which ends with the last of them; "berth check" shows it.
-Then the keeper is replaced in place, if another one is installed.
+Then the keeper is replaced in place, if another one, or another launcher, is installed.
 
 To go back, install the former program and run this again. A program that does not know the form of the records refuses.`,
 		Args: operands(cobra.NoArgs),

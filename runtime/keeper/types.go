@@ -9,6 +9,9 @@ import (
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
+// SealedLauncher is the name of the file in memory from which a keeper starts its launchers.
+const SealedLauncher = "berth-launch"
+
 // The keeper's files, in its run dir.
 const (
 	// SocketName is the unix stream socket on which the keeper listens, mode 0600.

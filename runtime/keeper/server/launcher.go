@@ -31,10 +31,8 @@ const (
 	// sealedFD is the lowest descriptor of the sealed launcher: os.StartProcess places the child's descriptors from 0
 	// on, before the path /proc/self/fd/N is looked up, and must not hit it.
 	sealedFD = 100
-	// sealedName is the name of the sealed launcher, and launcherProgram what /proc/PID/exe of a launcher, and of an init
-	// that waits for its start, begins with.
-	sealedName      = "berth-launch"
-	launcherProgram = "/memfd:" + sealedName
+	// launcherProgram is what /proc/PID/exe of a launcher, and of an init that waits for its start, begins with.
+	launcherProgram = "/memfd:" + keeper.SealedLauncher
 )
 
 // pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start.
@@ -65,7 +63,7 @@ func seal(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer src.Close()
-	return sealFrom(sealedName, src)
+	return sealFrom(keeper.SealedLauncher, src)
 }
 
 // sealFrom returns an executable file in memory with what src gives, which nobody can change any more.
