@@ -19,9 +19,10 @@ import (
 	"github.com/berth-node/berth/integration/harness"
 )
 
-// credentials are all that a process can be told apart by, and its own cgroup not, which differs by design.
+// credentials are all that a process can be told apart by. Its own cgroup is not, which differs by design, nor are the signals
+// that it ignores: libcontainer passes on what glibc's posix_spawn, and so make, leaves ignored; enter does not.
 const credentials = `
-grep -vE '^(Pid|Tgid|Ngid|PPid|NStgid|NSpid|NSpgid|NSsid|Vm|Rss|voluntary|nonvoluntary|SigQ|Threads|x86|untag|Hugetlb|Cpus_allowed|Mems_allowed|THP|Speculation)' /proc/self/status
+grep -vE '^(Pid|Tgid|Ngid|PPid|NStgid|NSpid|NSpgid|NSsid|Vm|Rss|voluntary|nonvoluntary|SigQ|Threads|x86|untag|Hugetlb|Cpus_allowed|Mems_allowed|THP|Speculation|SigIgn)' /proc/self/status
 cat /proc/self/oom_score_adj /proc/self/limits; pwd; env | sort; ls /proc/self/fd; umask; id
 cat /proc/self/uid_map /proc/self/setgroups; cut -d' ' -f 7,8,40,41 /proc/self/stat
 grep -l . /proc/self/attr/current 2>/dev/null && cat /proc/self/attr/current

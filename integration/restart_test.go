@@ -24,14 +24,17 @@ var counter = fmt.Sprintf("i=0; while :; do i=$((i+1)); echo $i; sleep %g; done"
 // wantCounted fails unless the lines are 1, 2, 3… at least up to atLeast.
 func wantCounted(t *testing.T, c *harness.Container, atLeast int) {
 	t.Helper()
-	texts := harness.Texts(c.Log(t), "stdout")
+	var texts []string
+	harness.Eventually(t, 20*time.Second, fmt.Sprintf("%d lines of %s", atLeast, c.Config.Metadata.Name), func() error {
+		if texts = harness.Texts(c.Log(t), "stdout"); len(texts) < atLeast {
+			return fmt.Errorf("there are %d", len(texts))
+		}
+		return nil
+	})
 	for i, text := range texts {
 		if text != strconv.Itoa(i+1) {
 			t.Fatalf("%s: line %d is %q", c.Config.Metadata.Name, i+1, text)
 		}
-	}
-	if len(texts) < atLeast {
-		t.Errorf("%s: only %d lines, want %d", c.Config.Metadata.Name, len(texts), atLeast)
 	}
 }
 
