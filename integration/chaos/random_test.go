@@ -246,6 +246,10 @@ func (f *life) create() error {
 func (f *life) start() error {
 	return f.call("StartContainer", func(ctx context.Context) error {
 		_, err := f.load.rig.node.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: f.app})
+		if status.Code(err) == codes.FailedPrecondition { // how it has ended says whose fault that is
+			resp, _ := f.load.rig.node.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: f.app})
+			return fmt.Errorf("%w: %v", err, resp.GetStatus())
+		}
 		return err
 	})
 }

@@ -42,13 +42,13 @@ type rig struct {
 	network   *harness.CNI // nil with the built-in one
 }
 
-// newRig starts a node with witnesses, on the built-in network or on that of the reference plugins.
-func newRig(t *testing.T, cni bool) *rig {
+// newRig starts a node with witnesses, on the built-in network or on that of the reference plugins, with more flags of serve.
+func newRig(t *testing.T, cni bool, flags ...string) *rig {
 	t.Helper()
 	r := &rig{breaker: newBreaker(t)}
 	options := harness.Options{
 		HostsDir: hostsDir, Env: r.environment(),
-		Programs: filepath.Join(harness.Root(), "bin", "failpoints"),
+		Programs: filepath.Join(harness.Root(), "bin", "failpoints"), Flags: flags,
 	}
 	if cni {
 		network, err := harness.NewCNI(t.TempDir(), "berthchaos0")

@@ -5,6 +5,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,6 +87,9 @@ func TestEveryPointIsDriven(t *testing.T) {
 	driven := map[failpoint.Point]bool{}
 	for _, s := range join(builtinSteps, cniSteps) {
 		driven[s.point] = true
+	}
+	for _, p := range slices.Concat(handoverPoints, replacementPoints) {
+		driven[p] = true
 	}
 	for _, p := range failpoint.Points {
 		if !driven[p] {

@@ -181,6 +181,13 @@ const (
 	// KeeperAdopted: a new keeper has taken over what was there; nobody can reach it.
 	KeeperAdopted Point = "keeper.adopted"
 
+	// KeeperReplacing: the keeper is at rest and has written down its state; it is the old program.
+	KeeperReplacing Point = "keeper.replacing"
+	// KeeperReplaced: it is the new program, which has read the state and taken up nothing.
+	KeeperReplaced Point = "keeper.replaced"
+	// KeeperTakenOver: everything is taken up; who has asked for the replacement has no answer.
+	KeeperTakenOver Point = "keeper.taken-over"
+
 	// LaunchJobTaken: a launcher has a job and has not begun.
 	LaunchJobTaken Point = "launch.job-taken"
 	// LaunchJobDone: the job is done, an init waits or a process runs; nobody has been told.
@@ -196,6 +203,21 @@ const (
 	RecoverFinished Point = "runtime.recover-finished"
 	// RecoverSwept: what no record speaks of is gone.
 	RecoverSwept Point = "runtime.recover-swept"
+
+	// HandoverAble: the new daemon has said that it can serve the node, which the old one serves.
+	HandoverAble Point = "handover.able"
+	// HandoverParted: the old daemon has let go of everything but its sessions; the new one knows nothing of that.
+	HandoverParted Point = "handover.parted"
+	// HandoverTaken: the new one has sockets and locks, and has recovered nothing.
+	HandoverTaken Point = "handover.taken"
+	// HandoverRecovered: the new one could serve; nobody knows.
+	HandoverRecovered Point = "handover.recovered"
+	// HandoverServing: the old one knows; the node is not given away for good.
+	HandoverServing Point = "handover.serving"
+	// HandoverGiven: the old one has said that it takes nothing back.
+	HandoverGiven Point = "handover.given"
+	// HandoverOwn: the new one has heard that; it has let nobody in.
+	HandoverOwn Point = "handover.own"
 )
 
 // Points are all of them.
@@ -214,6 +236,8 @@ var Points = []Point{
 	LayerBegun, LayerHalf, LayerUnpacked, LayerDescribed, LayerCommitted, LayerForgotten,
 	KeeperJobRecorded, KeeperJobDone, KeeperCreated, KeeperOpened, KeeperStarted, KeeperExecMade, KeeperLogReopened,
 	KeeperExitSeen, KeeperLogWritten, KeeperExitRecorded, KeeperAcked, KeeperDeleted, KeeperAdopted,
+	KeeperReplacing, KeeperReplaced, KeeperTakenOver,
 	LaunchJobTaken, LaunchJobDone,
 	RecoverLoaded, RecoverResumed, RecoverConnected, RecoverFinished, RecoverSwept,
+	HandoverAble, HandoverParted, HandoverTaken, HandoverRecovered, HandoverServing, HandoverGiven, HandoverOwn,
 }

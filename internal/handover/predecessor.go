@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // ErrAbandoned says that the daemon that is to be replaced has ended before it had given the node away.
@@ -97,6 +98,7 @@ func (p *Predecessor) Take(ctx context.Context) (context.Context, Estate, error)
 	for i, f := range files {
 		m.Estate.Files[m.Files[i]] = f
 	}
+	failpoint.Here(failpoint.HandoverTaken)
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		_, _, err := receive(p.conn, 0, yours)
@@ -111,11 +113,13 @@ func (p *Predecessor) Take(ctx context.Context) (context.Context, Estate, error)
 
 // Serving says that everything is ready, and returns when the node is this process's own.
 func (p *Predecessor) Serving(ctx context.Context) error {
+	failpoint.Here(failpoint.HandoverRecovered)
 	if err := send(p.conn, message{Kind: serving}); err != nil {
 		return fmt.Errorf("%w: %w", ErrAbandoned, err)
 	}
 	select {
 	case err := <-p.last:
+		failpoint.Here(failpoint.HandoverOwn)
 		return errors.Join(err, p.conn.Close())
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 )
 
 // A Successor is a daemon that this process has started to take its place.
@@ -48,6 +49,7 @@ func Start(ctx context.Context, program string, args []string, version string, f
 		err = context.Cause(ctx)
 	default:
 		s.Version = m.Version
+		failpoint.Here(failpoint.HandoverAble)
 		return s, nil
 	}
 	s.Kill()
@@ -122,6 +124,7 @@ func (s *Successor) Take(ctx context.Context, e Estate) error {
 		m.Files = append(m.Files, name)
 		files = append(files, f)
 	}
+	failpoint.Here(failpoint.HandoverParted)
 	answer, err := s.ask(m, files, servingLimit, serving, failed)
 	switch {
 	case err != nil:
@@ -134,9 +137,11 @@ func (s *Successor) Take(ctx context.Context, e Estate) error {
 
 // Commit leaves the node to the successor for good.
 func (s *Successor) Commit() error {
+	failpoint.Here(failpoint.HandoverServing)
 	if err := send(s.conn, message{Kind: yours}); err != nil {
 		return errors.New("the new daemon " + s.silence(err))
 	}
+	failpoint.Here(failpoint.HandoverGiven)
 	_ = s.process.Release()
 	return s.conn.Close()
 }

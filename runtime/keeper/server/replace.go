@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/sigmask"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -200,6 +201,7 @@ func (k *Keeper) become(ctx context.Context, f *os.File, req keeper.ReplaceReque
 		"--run-dir", k.runDir, "--launch", req.Launch, "--launchers", strconv.Itoa(k.launchers),
 		"--" + TakeOverFlag, strconv.Itoa(int(memfd.Fd())),
 	}, k.args...)
+	failpoint.Here(failpoint.KeeperReplacing)
 	return fmt.Errorf("execute it: %w", execute(f, args, fds.files))
 }
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 
+	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ func (k *Keeper) takeOver(cfg Config) (begin func(context.Context), err error) {
 	if h.Keeper != k.self {
 		return nil, fmt.Errorf("the state to take over is of process %+v and not of %+v", h.Keeper, k.self)
 	}
+	failpoint.Here(failpoint.KeeperReplaced)
 	k.lock = handed(h.Lock, "lock")
 	k.listener = &listener{file: handed(h.Listener, "socket"), path: k.socketPath()}
 	launcher, err := k.freshLauncher(cfg.Launch, handed(h.Launcher, "berth-launch"))
@@ -59,6 +61,7 @@ func (k *Keeper) takeOver(cfg Config) (begin func(context.Context), err error) {
 		for _, begin := range going {
 			begin(ctx)
 		}
+		failpoint.Here(failpoint.KeeperTakenOver)
 		k.log.Info("keeper replaced in place", "build", k.build, "containers", len(h.Containers), "connections", len(h.Conns))
 		k.work.enter()
 		k.doWork(func() { k.answerReplace(conns[h.Asked.Conn], h.Asked.Number) })
