@@ -26,8 +26,11 @@ type Successor struct {
 	Version string
 
 	process *os.Process
+	pid     int // process forgets it
 	conn    *net.UnixConn
 	ended   chan struct{} // closed when it was reaped; nil if that is not ours to do
+
+	ableLimit, servingLimit time.Duration
 }
 
 // Start starts program with args, in this process's environment, and waits until it says that it can serve the node in
@@ -38,8 +41,16 @@ func Start(ctx context.Context, program string, args []string, version string, f
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
+	if err := s.offer(ctx, program, version, folders); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// offer asks it whether it can serve the node. After an error it is dead.
+func (s *Successor) offer(ctx context.Context, program, version string, folders Folders) error {
 	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
-	m, err := s.ask(message{Kind: offer, Protocol: protocol, Version: version, Folders: &folders}, nil, ableLimit, able, unable)
+	m, err := s.ask(message{Kind: offer, Protocol: protocol, Version: version, Folders: &folders}, nil, s.ableLimit, able, unable)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("%s %s", program, s.silence(err))
@@ -50,10 +61,10 @@ func Start(ctx context.Context, program string, args []string, version string, f
 	default:
 		s.Version = m.Version
 		failpoint.Here(failpoint.HandoverAble)
-		return s, nil
+		return nil
 	}
 	s.Kill()
-	return nil, err
+	return err
 }
 
 func start(program string, args []string, sibling bool) (*Successor, error) {
@@ -73,7 +84,7 @@ func start(program string, args []string, sibling bool) (*Successor, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}
-	s := &Successor{process: cmd.Process, conn: ours}
+	s := &Successor{process: cmd.Process, pid: cmd.Process.Pid, conn: ours, ableLimit: ableLimit, servingLimit: servingLimit}
 	if !sibling {
 		s.ended = make(chan struct{})
 		go func() {
@@ -112,7 +123,7 @@ func connOf(f *os.File) (*net.UnixConn, error) {
 }
 
 // Pid of the successor.
-func (s *Successor) Pid() int { return s.process.Pid }
+func (s *Successor) Pid() int { return s.pid }
 
 // Take gives it the estate and returns when it could serve. From its begin on, this process must leave the node alone. An
 // error says that the successor is of no use.
@@ -125,7 +136,7 @@ func (s *Successor) Take(ctx context.Context, e Estate) error {
 		files = append(files, f)
 	}
 	failpoint.Here(failpoint.HandoverParted)
-	answer, err := s.ask(m, files, servingLimit, serving, failed)
+	answer, err := s.ask(m, files, s.servingLimit, serving, failed)
 	switch {
 	case err != nil:
 		return errors.New("the new daemon " + s.silence(err))
@@ -142,7 +153,9 @@ func (s *Successor) Commit() error {
 		return errors.New("the new daemon " + s.silence(err))
 	}
 	failpoint.Here(failpoint.HandoverGiven)
-	_ = s.process.Release()
+	if s.ended == nil {
+		_ = s.process.Release() // nobody waits for it here
+	}
 	return s.conn.Close()
 }
 
