@@ -47,15 +47,8 @@ func TestFlushedRulesComeBack(t *testing.T) {
 	server.Run(t, web(":80"))
 	address := fmt.Sprintf("127.0.0.1:%d", hostPort)
 	get(t, address)
-	table := ownTable(t, n)
-	rules := func() string {
-		out, err := exec.Command("nft", "-s", "list", "table", "inet", table).Output()
-		if err != nil {
-			return err.Error()
-		}
-		return string(out)
-	}
-	before := rules()
+	table := tableWith(t, hostPort)
+	before := rulesOf(table)
 	for name, damage := range map[string][]string{
 		"flush of all":         {"flush", "ruleset"},
 		"removal of the table": {"delete", "table", "inet", table},
@@ -67,7 +60,7 @@ func TestFlushedRulesComeBack(t *testing.T) {
 			}
 			must(t, "nft", damage...)
 			harness.Eventually(t, 20*time.Second, "the rules", func() error {
-				if now := rules(); now != before {
+				if now := rulesOf(table); now != before {
 					return fmt.Errorf("now:\n%s\nbefore:\n%s", now, before)
 				}
 				return nil
@@ -77,8 +70,17 @@ func TestFlushedRulesComeBack(t *testing.T) {
 	}
 }
 
-// ownTable is the node's table: the only one of that name that came with it.
-func ownTable(t *testing.T, n *harness.Node) string {
+// rulesOf are the rules of a table, or why there are none.
+func rulesOf(table string) string {
+	out, err := exec.Command("nft", "-s", "list", "table", "inet", table).Output()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+// tableWith is the table that has a host port: that of the node with the pod.
+func tableWith(t *testing.T, hostPort int) string {
 	t.Helper()
 	out, err := exec.Command("nft", "list", "ruleset").Output()
 	if err != nil {
@@ -89,7 +91,7 @@ func ownTable(t *testing.T, n *harness.Node) string {
 		if name, ok := strings.CutPrefix(strings.TrimSuffix(strings.TrimSpace(line), " {"), "table inet "); ok {
 			table = name
 		}
-		if strings.Contains(line, "12079") {
+		if strings.Contains(line, strconv.Itoa(hostPort)) {
 			return table
 		}
 	}
