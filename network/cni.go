@@ -31,7 +31,11 @@ const (
 	delLimit = 2 * time.Minute
 	// pluginDelLimit bounds the DEL of one plugin of a network: the others have to free what is theirs.
 	pluginDelLimit = 20 * time.Second
-	checkLimit     = 30 * time.Second
+	// A plugin that a daemon had started which died may run still, and takes away what another one is about to: that one
+	// fails, and finds nothing the next time.
+	detachTries = 3
+	detachPause = 200 * time.Millisecond
+	checkLimit  = 30 * time.Second
 	// pluginStatusAge is how long the answer of the plugins to STATUS holds: the kubelet asks every few seconds, and the
 	// plugins are programs.
 	pluginStatusAge = 10 * time.Second
@@ -240,7 +244,17 @@ func (c *CNI) detach(ctx context.Context, a attachment) error {
 		return err
 	}
 	defer release()
-	return c.del(ctx, a.Request.SandboxID, conf, rt)
+	for try := 1; ; try++ {
+		err = c.del(ctx, a.Request.SandboxID, conf, rt)
+		if err == nil || try == detachTries {
+			return err
+		}
+		select {
+		case <-time.After(detachPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // Check asks the plugins whether an attached sandbox is as they left it (CNI CHECK). Configurations that know no CHECK, or

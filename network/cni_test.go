@@ -112,6 +112,28 @@ func TestCNIDetachWithoutNamespace(t *testing.T) {
 	}
 }
 
+// A DEL that fails is repeated, and not without end.
+func TestCNIDetachAgain(t *testing.T) {
+	for do, dels := range map[string]int{"fail once": 2, "fail": detachTries} {
+		t.Run(do, func(t *testing.T) {
+			f := newFakeNetwork(t)
+			f.write("10-a.conflist", map[string]string{"DEL": do})
+			c := f.open()
+			req := Request{SandboxID: "s1", NetNS: "/proc/self/ns/net"}
+			if _, err := c.Attach(t.Context(), req); err != nil {
+				t.Fatal(err)
+			}
+			f.calls()
+			if err := c.Detach(t.Context(), req); (err != nil) != (do == "fail") {
+				t.Errorf("the error is %v", err)
+			}
+			if calls := commands(f.calls()); !slices.Equal(calls, slices.Repeat([]string{"DEL"}, dels)) {
+				t.Errorf("called: %v, want %d DEL", calls, dels)
+			}
+		})
+	}
+}
+
 func TestCNIFailures(t *testing.T) {
 	cases := []struct {
 		name  string

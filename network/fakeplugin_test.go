@@ -16,8 +16,8 @@ const fakeName = "berth-fake"
 
 // fakeConf is its configuration.
 type fakeConf struct {
-	// Do is, by command, how it behaves: empty (well), fail, hang, orphan (hang in a child that holds the output),
-	// rubbish or flood.
+	// Do is, by command, how it behaves: empty (well), fail, fail once, hang, orphan (hang in a child that holds the
+	// output), rubbish or flood.
 	Do map[string]string `json:"do"`
 	// Log is a file that gets a line for each call.
 	Log           string          `json:"log"`
@@ -39,7 +39,13 @@ func fakePlugin() int {
 	}
 	fmt.Fprintf(log, "%s id=%s netns=%s if=%s args=%s conf=%s\n", command, os.Getenv("CNI_CONTAINERID"),
 		os.Getenv("CNI_NETNS"), os.Getenv("CNI_IFNAME"), os.Getenv("CNI_ARGS"), conf.RuntimeConfig)
-	switch conf.Do[command] {
+	do := conf.Do[command]
+	if do == "fail once" {
+		if os.Mkdir(conf.Log+"-"+command, 0o700) == nil {
+			do = "fail"
+		}
+	}
+	switch do {
 	case "fail":
 		fmt.Fprintln(os.Stderr, "last words")
 		fmt.Println(`{"cniVersion":"1.1.0","code":11,"msg":"no more addresses"}`)
