@@ -18,6 +18,7 @@
 //	logfile.go   the keeper's own log                      spare.go      what a daemon holds for the next keeper
 //	gate.go      what has to end before a replacement      replace.go    the next keeper, in place of this one
 //	enter.go     execs without a launcher                  handover.go   its state      takeover.go  taking it up
+//	guard.go     a run dir that somebody empties
 //
 // The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
 // the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher.
@@ -81,8 +82,6 @@ type Keeper struct {
 	args      []string
 	log       *slog.Logger
 	self      keeper.Process
-	lock      *os.File
-	listener  *listener
 	reaper    *reaper
 	pool      *pool
 	entry     *entry
@@ -99,7 +98,10 @@ type Keeper struct {
 	restored     chan struct{}
 	restoredOnce sync.Once
 
-	mu         sync.Mutex
+	mu sync.Mutex
+	// lock and listener change when their files were taken away.
+	lock       *os.File
+	listener   *listener
 	containers map[string]*container
 	conns      map[*conn]struct{}
 	closing    bool // no more creates
@@ -123,9 +125,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	defer k.lock.Close()
-	defer k.listener.close()
-	defer context.AfterFunc(ctx, func() { k.listener.file.Close() })() // ends accept
+	guard := make(chan struct{})
+	defer func() { <-guard }() // last of all: the kernel takes milliseconds to close an inotify, and a next keeper wants the lock
+	defer func() { k.lock.Close() }()
+	defer func() { k.listening().close() }()
+	defer context.AfterFunc(ctx, func() { k.listening().file.Close() })() // ends accept
 
 	go k.reaper.run(ctx)
 	launchers := make(chan struct{})
@@ -135,7 +139,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	k.accept(ctx, k.listener)
+	go func() { k.guard(ctx); close(guard) }()
+	k.accept(ctx)
 	stop()
 	<-launchers
 	return nil

@@ -51,9 +51,17 @@ func (l *listener) close() {
 	l.file.Close()
 }
 
-// accept serves everybody who connects until ctx ends, when the caller closes l's file.
-func (k *Keeper) accept(ctx context.Context, l *listener) {
+// listening is the socket of now: see guard.
+func (k *Keeper) listening() *listener {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.listener
+}
+
+// accept serves everybody who connects until ctx ends, when the caller closes the socket.
+func (k *Keeper) accept(ctx context.Context) {
 	for ctx.Err() == nil {
+		l := k.listening()
 		c, err := k.acceptOne(l)
 		if err == nil {
 			go c.serve(ctx)
@@ -61,6 +69,9 @@ func (k *Keeper) accept(ctx context.Context, l *listener) {
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if l != k.listening() {
+			continue
 		}
 		// Out of descriptors, for one: the containers live on, and later a daemon gets through again.
 		k.log.Error("accept a connection", "error", err)

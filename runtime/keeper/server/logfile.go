@@ -1,7 +1,9 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -56,6 +58,9 @@ func (l *LogFile) open() error {
 func (l *LogFile) Write(record []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, err := os.Lstat(l.path); errors.Is(err, fs.ErrNotExist) {
+		_ = l.open() // somebody has emptied the run dir
+	}
 	if l.size+int64(len(record)) > maxLogFile {
 		// If that fails the old file goes on: too long a log is better than none.
 		if err := os.Rename(l.path, l.path+".1"); err == nil {
