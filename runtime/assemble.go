@@ -31,23 +31,11 @@ func (r *Runtime) makeSandboxFiles(sb *sandbox) error {
 	if err := makePodDir(r.paths.runSandbox(id), sb); err != nil {
 		return err
 	}
-	resolv, err := resolvConf(sb.config.GetDnsConfig())
+	files, err := r.podFiles(sb)
 	if err != nil {
 		return err
 	}
-	hostname, err := hostnameOf(sb.config)
-	if err != nil {
-		return err
-	}
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for path, data := range map[string][]byte{
-		r.paths.resolvConf(id): resolv,
-		r.paths.hostname(id):   []byte(hostname + "\n"),
-		r.paths.hosts(id):      hosts,
-	} {
+	for path, data := range files {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			return err
 		}
@@ -56,6 +44,28 @@ func (r *Runtime) makeSandboxFiles(sb *sandbox) error {
 		return nil // the containers get the host's /dev/shm
 	}
 	return r.mountShm(sb)
+}
+
+// podFiles are the files of a sandbox, by their paths.
+func (r *Runtime) podFiles(sb *sandbox) (map[string][]byte, error) {
+	resolv, err := resolvConf(sb.config.GetDnsConfig())
+	if err != nil {
+		return nil, err
+	}
+	hostname, err := hostnameOf(sb.config)
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	id := sb.record.ID
+	return map[string][]byte{
+		r.paths.resolvConf(id): resolv,
+		r.paths.hostname(id):   []byte(hostname + "\n"),
+		r.paths.hosts(id):      hosts,
+	}, nil
 }
 
 // makePodDir makes a folder of the run dir that nobody but root, and the root of the pod's user namespace, can walk
@@ -318,7 +328,7 @@ func (r *Runtime) namespacePaths(sb *sandbox) sandboxns.Paths {
 
 func (r *Runtime) removePause(ctx context.Context, sb *sandbox) error {
 	id := sb.record.ID
-	if _, err := os.Lstat(r.paths.bundle(id)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(r.paths.bundle(id)); errors.Is(err, fs.ErrNotExist) && sb.factsNow().Pause.Pid == 0 {
 		return nil
 	}
 	path, err := r.cfg.Cgroups.ContainerPath(sb.factsNow().Anchors.CgroupParent, id)

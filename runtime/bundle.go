@@ -143,7 +143,7 @@ func (r *Runtime) specOf(c *container) (*specs.Spec, error) {
 	}
 	s, err := r.readBundle(c.id())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("spec of container %s: %w", c.id(), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("spec of container %s: its bundle is gone, somebody has emptied the run dir: %w", c.id(), errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("spec of container %s: %w", c.id(), err)

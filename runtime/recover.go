@@ -49,6 +49,9 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	r.following.Go(func() { r.follow(k) })
 
 	r.resumeSandboxes(ctx, known)
+	if _, err := r.MendRunDir(); err != nil {
+		r.log.Error("files of the run dir are missing and could not be made anew", "err", err)
+	}
 	r.restoreNetwork(ctx)
 	failpoint.Here(failpoint.RecoverConnected)
 	r.finishCut(ctx)

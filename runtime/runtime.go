@@ -141,16 +141,8 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("boot ID: %w", err)
 	}
 	l := layout{root: cfg.RootDir, run: cfg.RunDir}
-	for _, dir := range []string{l.sandboxes(), l.containers(), l.runSandboxes(), l.runContainers(), l.sandboxCopies(), l.containerCopies()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-	}
-	// A process in a user namespace walks through these to its root filesystem: it needs x, and r gives nothing away.
-	for _, dir := range []string{l.root, l.containers(), l.run, l.runSandboxes(), l.runContainers()} {
-		if err := permit(dir, 0o711); err != nil {
-			return nil, err
-		}
+	if err := l.makeFolders(); err != nil {
+		return nil, err
 	}
 	if cfg.HostPaths == nil {
 		cfg.HostPaths = &hostpath.Resolver{}
@@ -166,6 +158,21 @@ func New(cfg Config) (*Runtime, error) {
 	r.node = probeNode(cfg)
 	r.keeper = newKeeperLink(cfg.Keeper, cfg.Log)
 	return r, nil
+}
+
+func (l layout) makeFolders() error {
+	for _, dir := range []string{l.sandboxes(), l.containers(), l.runSandboxes(), l.runContainers(), l.sandboxCopies(), l.containerCopies()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	// A process in a user namespace walks through these to its root filesystem: it needs x, and r gives nothing away.
+	for _, dir := range []string{l.root, l.containers(), l.run, l.runSandboxes(), l.runContainers()} {
+		if err := permit(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // permit gives a folder this mode if it has another one: a read-only root dir has had it since it was made.

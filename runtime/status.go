@@ -45,6 +45,10 @@ func (r *Runtime) Status(ctx context.Context) NodeStatus {
 		s.Damaged = append(s.Damaged, h.String())
 	}
 	s.Damaged = append(s.Damaged, r.damaged.said()...)
+	if without := r.withoutBundle(); len(without) > 0 {
+		s.Damaged = append(s.Damaged, fmt.Sprintf("%s was emptied: no exec in these containers until they are made anew: %s",
+			r.paths.run, strings.Join(without, ", ")))
+	}
 	s.Damaged = append(s.Damaged, r.cfg.Images.Damaged()...)
 	s.Damaged = append(s.Damaged, r.cfg.Network.Damaged()...)
 	return s

@@ -117,7 +117,9 @@ func (b *berth) run(ctx context.Context) error {
 			return b.failed(errors.Join(err, n.end()))
 		}
 		ctx = stay
+		unguard := b.guardFolders(n)
 		r, err := b.await(ctx, n)
+		unguard()
 		if r == nil {
 			return b.stop(ctx, n, err)
 		}

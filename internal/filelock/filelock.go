@@ -84,6 +84,16 @@ func (l *Lock) Sign() error {
 	return err
 }
 
+// IsAt says whether path still names the locked file: with another one there, or none, somebody else could lock it too.
+func (l *Lock) IsAt(path string) bool {
+	named, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	held, err := l.f.Stat()
+	return err == nil && os.SameFile(held, named)
+}
+
 // File is the lock itself, to be handed to another process; it stays the Lock's.
 func (l *Lock) File() *os.File { return l.f }
 

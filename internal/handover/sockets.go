@@ -3,6 +3,7 @@ package handover
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -20,6 +21,56 @@ type socket struct {
 	address string // as in the configuration; a path begins with "/"
 	file    *os.File
 	used    bool
+	// open makes the socket anew; listener is who accepts on it. Both are nil before Listen.
+	open     func() (net.Listener, error)
+	listener *listener
+}
+
+// A listener goes on with another socket of the same address when the one before has lost its name.
+type listener struct {
+	mu     sync.Mutex
+	now    net.Listener
+	closed bool
+}
+
+func (l *listener) current() (now net.Listener, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now, l.closed
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		on, _ := l.current()
+		conn, err := on.Accept()
+		if now, closed := l.current(); err == nil || closed || now == on {
+			return conn, err
+		}
+	}
+}
+
+func (l *listener) Addr() net.Addr {
+	now, _ := l.current()
+	return now.Addr()
+}
+
+func (l *listener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return l.now.Close()
+}
+
+// goOnWith has Accept go on with next. After Close that is closed too.
+func (l *listener) goOnWith(next net.Listener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.now
+	l.now = next
+	_ = before.Close() // nobody can connect to it any more
+	if l.closed {
+		_ = next.Close()
+	}
 }
 
 // NewSockets returns the sockets of an estate, whose files are its own from now on; an empty estate has none.
@@ -44,7 +95,8 @@ func (s *Sockets) Listen(name, address string, open func() (net.Listener, error)
 		if err != nil {
 			return nil, fmt.Errorf("listen on %s: %w", address, err)
 		}
-		return l, nil
+		old.open, old.listener = open, &listener{now: l}
+		return old.listener, nil
 	}
 	l, err := open()
 	if err != nil {
@@ -57,8 +109,46 @@ func (s *Sockets) Listen(name, address string, open func() (net.Listener, error)
 	if old := s.byName[name]; old != nil {
 		old.remove()
 	}
-	s.byName[name] = &socket{address: address, file: file, used: true}
-	return l, nil
+	to := &listener{now: l}
+	s.byName[name] = &socket{address: address, file: file, used: true, open: open, listener: to}
+	return to, nil
+}
+
+// Mend makes those anew that somebody has removed the files of, and has their listeners go on with them. It returns their
+// names.
+func (s *Sockets) Mend() (mended []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var failed []error
+	for name, socket := range s.byName {
+		if socket.open == nil || socket.path() == "" {
+			continue
+		}
+		if _, err := os.Lstat(socket.path()); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := socket.mend(); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		mended = append(mended, name)
+	}
+	return mended, errors.Join(failed...)
+}
+
+func (s *socket) mend() error {
+	l, err := s.open()
+	if err != nil {
+		return err
+	}
+	file, err := fileOf(l)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen on %s: %w", s.address, err), l.Close())
+	}
+	s.file.Close()
+	s.file = file
+	s.listener.goOnWith(l)
+	return nil
 }
 
 // Empty reports whether there are none.
@@ -123,8 +213,16 @@ func (s *Sockets) Leave() {
 }
 
 func (s *socket) remove() {
-	if path := strings.TrimPrefix(s.address, "unix://"); strings.HasPrefix(path, "/") {
+	if path := s.path(); path != "" {
 		_ = os.Remove(path) // the next one takes the place of what is left
 	}
 	s.file.Close()
+}
+
+// path is the name of a Unix socket; "" for another one.
+func (s *socket) path() string {
+	if path := strings.TrimPrefix(s.address, "unix://"); strings.HasPrefix(path, "/") {
+		return path
+	}
+	return ""
 }
