@@ -382,7 +382,7 @@ take() {
 }
 echo ready
 while :; do for p in /proc/[0-9]*; do
-	{ [ /proc/self/fd/7 -ef /bin/busybox ] || take $p; } 7<$p/exe
+	{ case $(readlink /proc/self/fd/7) in /memfd:*) take $p; esac; } 7<$p/exe
 done 2>/dev/null; done`
 	libcontainer := ownNode(t, func(o *harness.Options) { o.Config = "exec: {libcontainer: true}\n" })
 	for name, n := range map[string]*harness.Node{"enter": sharedNode(t), "libcontainer": libcontainer} {
