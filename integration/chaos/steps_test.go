@@ -4,10 +4,14 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/integration/harness"
 	"github.com/berth-node/berth/internal/failpoint"
@@ -163,6 +167,7 @@ func (r *rig) mend(t *testing.T, v *victim) {
 	if !t.Failed() {
 		return
 	}
+	r.askWhereItHangs(t)
 	r.node.DumpLog(t)
 	if !r.node.Running() {
 		if err := r.node.Start(); err != nil {
@@ -171,6 +176,31 @@ func (r *rig) mend(t *testing.T, v *victim) {
 	}
 	v.end(t)
 	r.baseline = r.inventory(t)
+}
+
+// askWhereItHangs ends a daemon that does not serve, with all its goroutines in the log.
+func (r *rig) askWhereItHangs(t *testing.T) {
+	t.Helper()
+	if !r.node.Running() {
+		return
+	}
+	if _, err := r.node.Runtime.Version(harness.Ctx(t), &cri.VersionRequest{}); err == nil {
+		if _, err := r.node.Runtime.ListPodSandbox(harness.Ctx(t), &cri.ListPodSandboxRequest{}); err == nil {
+			return
+		}
+	}
+	pid := r.node.DaemonPid(t)
+	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
+		t.Error(err)
+		return
+	}
+	r.awaitGone(t, pid)
+	harness.Eventually(t, 10*time.Second, "the end of the daemon", func() error {
+		if r.node.Running() {
+			return errors.New("it lives on")
+		}
+		return nil
+	})
 }
 
 // reach begins the operation and returns when it is held at the point.

@@ -366,7 +366,7 @@ func (n *Node) DumpLog(t testing.TB) {
 }
 
 func (n *Node) logTail() string {
-	const keep = 16 << 10
+	const keep = 64 << 10
 	data, err := os.ReadFile(n.log.Name())
 	if err != nil {
 		return err.Error()
