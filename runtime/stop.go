@@ -288,21 +288,27 @@ func (r *Runtime) forgetInKeeper(ctx context.Context, id string, gone <-chan str
 	}
 }
 
+// forgetLook is how often forgetIn asks the keeper again: of a container that it was still making, and undoes, no exit comes.
+const forgetLook = 100 * time.Millisecond
+
 func (r *Runtime) forgetIn(ctx context.Context, k *keeper.Client, id string, gone <-chan struct{}) error {
-	err := k.Delete(ctx, id)
-	if !isLiving(err) {
-		return err
-	}
-	if err := k.Signal(ctx, id, "", int(unix.SIGKILL)); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-		return err
-	}
-	select {
-	case <-gone:
-		return k.Delete(ctx, id)
-	case <-k.Done():
-		return fmt.Errorf("end of %s: the keeper was lost: %w", id, errdefs.ErrUnavailable)
-	case <-ctx.Done():
-		return fmt.Errorf("%s has not ended yet: %w", id, ctx.Err())
+	for {
+		err := k.Delete(ctx, id)
+		if !isLiving(err) {
+			return err
+		}
+		if err := k.Signal(ctx, id, "", int(unix.SIGKILL)); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			return err
+		}
+		select {
+		case <-gone:
+			return k.Delete(ctx, id)
+		case <-time.After(forgetLook):
+		case <-k.Done():
+			return fmt.Errorf("end of %s: the keeper was lost: %w", id, errdefs.ErrUnavailable)
+		case <-ctx.Done():
+			return fmt.Errorf("%s has not ended yet: %w", id, ctx.Err())
+		}
 	}
 }
 
