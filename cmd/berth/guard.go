@@ -16,10 +16,11 @@ import (
 // guard is what the first daemon of a node does after an upgrade where nobody is told of the new process: a shell, a
 // container, a simple supervisor. They go on watching the process that they have started: it stays until the node's daemon
 // has ended, passes their signals on (for SIGHUP see reloadAt), and its exit status says whether the end was a good one.
-func guard(ctx context.Context, runDir string) error {
+func guard(ctx context.Context, rootDir, runDir string) error {
 	debug.FreeOSMemory() // nothing of the daemon is needed any more
 	ended := make(chan error, 1)
-	go func() { ended <- filelock.Wait(lockPath(runDir)) }()
+	// Not the lock of the run dir: somebody may empty that, and the daemon then has another file.
+	go func() { ended <- filelock.Wait(lockPath(rootDir)) }()
 	told := ctx.Done()
 	var again <-chan time.Time
 	last := 0

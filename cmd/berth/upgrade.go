@@ -173,7 +173,7 @@ func (b *berth) linger(ctx context.Context, n *node, l *handover.Lingering) erro
 	if err != nil {
 		b.log.Warn("not everything could be closed, ignoring", "err", err)
 	}
-	return guard(ctx, b.cfg.RunDir)
+	return guard(ctx, b.cfg.RootDir, b.cfg.RunDir)
 }
 
 // lingerHere serves the sessions of n to their end in the background: this process goes on with another node.
