@@ -94,6 +94,9 @@ func TestWipedRunDir(t *testing.T) {
 			t.Errorf("%s: %s", when, said)
 		}
 	}
+	for _, tg := range all {
+		wantCounted(t, tg.app, 3) // a pause process may be on its way to its program yet, which is in the run dir
+	}
 	wipe(t, n)
 	whole("the daemon goes on")
 	late := all[0].pod.Sh(t, "late", counter) // needs the pod's files, which are gone for those that run
@@ -109,6 +112,7 @@ func TestWipedRunDir(t *testing.T) {
 	whole("a daemon that was killed")
 	all = append(all, newTarget(t, n, "new", sharePID))
 	whole("a new pod")
+	wantCounted(t, all[2].app, 3)
 	// The next keeper in place of this one keeps watch too.
 	n.Berth(t, "upgrade")
 	wipe(t, n)
@@ -128,6 +132,7 @@ func TestWipedRunDirWithoutDaemon(t *testing.T) {
 	n := ownNode(t)
 	tg := newTarget(t, n, "old", sharePID)
 	keeper := keeperPid(t, n)
+	wantCounted(t, tg.app, 3)
 	n.Kill9(t)
 	wipe(t, n)
 	harness.Eventually(t, 10*time.Second, "the keeper's socket to come back", func() error {
