@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -32,6 +33,10 @@ var world struct {
 
 // privateHost is what the registry knows of world.private: hosts are told apart without their ports.
 const privateHost = "localhost"
+
+// No test runs on the main thread, which is what /proc/self shows: a test may leave its thread in a pod's network for good, and
+// the main thread would not end with it.
+func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv("BERTH_TEST_DIAL"); path != "" {
