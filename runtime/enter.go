@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -15,10 +16,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/memfile"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -62,7 +63,7 @@ func (r *Runtime) enterFiles(c *container, s *specs.Spec, p *specs.Process, pare
 		files.close()
 		return enterFiles{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if files.plan, err = memoryFile("berth-plan", data); err != nil {
+	if files.plan, err = memfile.Sealed("berth-plan", memfile.Data, bytes.NewReader(data)); err != nil {
 		files.close()
 		return enterFiles{}, err
 	}
@@ -78,20 +79,6 @@ func procsFiles(parent, group *cgroups.Group) []string {
 		files = append(files, filepath.Join(dir, "cgroup.procs"))
 	}
 	return files
-}
-
-// memoryFile returns a file with data that has no name.
-func memoryFile(name string, data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // maxFilters bounds the compiled filters that are kept, some 10 KiB each. A node has a handful of profiles.

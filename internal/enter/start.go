@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/sigmask"
+	"github.com/berth-node/berth/internal/wire"
 )
 
 // Files are what a process is started with. All stay the caller's to close.
@@ -49,7 +50,7 @@ func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, nil, err
 	}
-	conn, theirs, err := socketpair()
+	conn, theirs, err := wire.Pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return 0, nil, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
@@ -162,19 +163,4 @@ func ended(conn *net.UnixConn) error {
 		return err
 	}
 	return &Error{report}
-}
-
-func socketpair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	theirs, ours := os.NewFile(uintptr(fds[1]), "report"), os.NewFile(uintptr(fds[0]), "report")
-	defer ours.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn.(*net.UnixConn), theirs, nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/wire"
 )
 
 // TestMain is the successor where a test has started one: a program whose argument says how it behaves.
@@ -238,7 +239,7 @@ func TestProgramThatIsNotThere(t *testing.T) {
 // beginning is a connection whose other end a predecessor is to be inherited from.
 func beginning(t *testing.T) *net.UnixConn {
 	t.Helper()
-	old, theirs, err := socketPair()
+	old, theirs, err := wire.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/wire"
 )
 
 // A Successor is a daemon that this process has started to take its place.
@@ -68,7 +69,7 @@ func (s *Successor) offer(ctx context.Context, program, version string, folders 
 }
 
 func start(program string, args []string, sibling bool) (*Successor, error) {
-	ours, theirs, err := socketPair()
+	ours, theirs, err := wire.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -93,19 +94,6 @@ func start(program string, args []string, sibling bool) (*Successor, error) {
 		}()
 	}
 	return s, nil
-}
-
-func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	theirs := os.NewFile(uintptr(fds[1]), "successor")
-	ours, err := connOf(os.NewFile(uintptr(fds[0]), "predecessor"))
-	if err != nil {
-		return nil, nil, errors.Join(err, theirs.Close())
-	}
-	return ours, theirs, nil
 }
 
 // connOf makes a connection of f, which it closes.

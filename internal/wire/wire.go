@@ -138,3 +138,21 @@ func noEOF(err error) error {
 	}
 	return err
 }
+
+// Pair makes a socket to a child, of the given kind (SOCK_STREAM or SOCK_SEQPACKET): our end and theirs, both close-on-exec
+// and the caller's to close.
+func Pair(kind int) (ours *net.UnixConn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs = os.NewFile(uintptr(fds[1]), "socketpair")
+	file := os.NewFile(uintptr(fds[0]), "socketpair")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}

@@ -1,6 +1,7 @@
 package sandboxns
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/memfile"
 	"github.com/berth-node/berth/internal/nsfile"
 	"github.com/berth-node/berth/internal/pause"
 )
@@ -87,27 +89,7 @@ func stopHelper(helper *exec.Cmd) {
 
 // pauseProgram returns the pause program in memory, for execve by its descriptor.
 func pauseProgram() (*os.File, error) {
-	// A file that someone has open for writing cannot be executed. A fork elsewhere in this program would, for the moment
-	// until its exec, be such a someone.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	// Since 6.3 a kernel may be set to refuse memory files that do not say whether they are programs; older ones do
-	// not know the flag.
-	fd, err := unix.MemfdCreate("berth-userns", unix.MFD_CLOEXEC|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("berth-userns", unix.MFD_CLOEXEC)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), "berth-userns")
-	if _, err := f.Write(pause.Binary()); err != nil {
-		f.Close()
-		return nil, err
-	}
-	ro, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
-	f.Close()
-	return ro, err
+	return memfile.Sealed("berth-userns", memfile.Program, bytes.NewReader(pause.Binary()))
 }
 
 func procMap(mappings []specs.LinuxIDMapping) []syscall.SysProcIDMap {

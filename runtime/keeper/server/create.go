@@ -10,12 +10,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
-	"golang.org/x/sys/unix"
 )
 
 // create makes a container. The caller calls watch when it has answered, so that the news of the exit does not overtake
@@ -70,7 +71,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 	var consoles *net.UnixConn
 	if req.Terminal {
 		var socket *os.File
-		if consoles, socket, err = socketpair(); err != nil {
+		if consoles, socket, err = wire.Pair(unix.SOCK_STREAM); err != nil {
 			return nil, nil, err
 		}
 		defer consoles.Close()

@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-node/berth/internal/enter"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
-	"golang.org/x/sys/unix"
 )
 
 // execution is a process that Exec started, until its exit is acknowledged. c.mu of its container guards it.
@@ -97,7 +99,7 @@ func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio
 }
 
 func (c *container) launchTerminal(ctx context.Context, req keeper.ExecRequest) (*process, *os.File, <-chan struct{}, error) {
-	ours, theirs, err := socketpair()
+	ours, theirs, err := wire.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, nil, nil, err
 	}

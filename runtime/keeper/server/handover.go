@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,9 +10,11 @@ import (
 	"slices"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/memfile"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
-	"golang.org/x/sys/unix"
 )
 
 // handoverVersion is the form of handover. It rises when a keeper that reads it as it was would lose something.
@@ -259,24 +262,7 @@ func writeHandover(h handover) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("berth-keeper-state", flags|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
-		fd, err = unix.MemfdCreate("berth-keeper-state", flags)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), "state")
-	_, err = f.Write(text)
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return memfile.Sealed("berth-keeper-state", memfile.Data, bytes.NewReader(text))
 }
 
 // readHandover reads what the keeper before has left in fd, which it closes.

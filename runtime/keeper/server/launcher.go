@@ -14,12 +14,14 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/memfile"
 	"github.com/berth-node/berth/internal/sigmask"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -66,29 +68,13 @@ func seal(path string) (*os.File, error) {
 	return sealFrom(keeper.SealedLauncher, src)
 }
 
-// sealFrom returns an executable file in memory with what src gives, which nobody can change any more.
+// sealFrom is for src what seal is for a file. Its descriptor is one from which startProcess can start it.
 func sealFrom(name string, src io.Reader) (*os.File, error) {
-	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate(name, flags|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3 there is no MFD_EXEC, and every memfd is executable
-		fd, err = unix.MemfdCreate(name, flags)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f, err := raise(os.NewFile(uintptr(fd), name))
+	f, err := memfile.Sealed(name, memfile.Program, src)
 	if err != nil {
 		return nil, err
 	}
-	_, err = io.Copy(f, src)
-	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return raise(f)
 }
 
 // raise moves f to a descriptor from which startProcess can start it.
@@ -171,7 +157,7 @@ func (p *pool) start() (*launcher, error) {
 		return nil, err
 	}
 	defer errW.Close()
-	conn, theirs, err := socketpair()
+	conn, theirs, err := wire.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		errR.Close()
 		return nil, err
@@ -285,23 +271,6 @@ func (l *launcher) release() {
 	l.conn.Close()
 	<-l.gone
 	l.tail.stop()
-}
-
-// socketpair makes a socket to a child: our end and theirs.
-func socketpair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	theirs := os.NewFile(uintptr(fds[1]), "socketpair")
-	ours := os.NewFile(uintptr(fds[0]), "socketpair")
-	defer ours.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn.(*net.UnixConn), theirs, nil
 }
 
 // tail keeps the last words that a launcher writes to its stderr: a Go panic, or an error of the C code in it.

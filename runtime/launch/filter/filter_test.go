@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/memfile"
 )
 
 // refusing refuses these system calls and allows all others.
@@ -197,8 +199,8 @@ func TestSealedProgramCannotBeChanged(t *testing.T) {
 	if err := file.Truncate(1); err == nil {
 		t.Error("it can be truncated")
 	}
-	if got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0); err != nil || got&seals != seals {
-		t.Errorf("seals %#x, %v", got, err)
+	if got, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0); err != nil || got&memfile.Seals != memfile.Seals {
+		t.Errorf("memfile.Seals %#x, %v", got, err)
 	}
 }
 
