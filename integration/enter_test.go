@@ -3,11 +3,7 @@
 package integration
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,24 +147,8 @@ func byEnter(t *testing.T, n *harness.Node, c *harness.Container) {
 }
 
 // execsBy reads the daemon's count of commands started.
-func execsBy(t *testing.T, n *harness.Node, by string) string {
+func execsBy(t *testing.T, n *harness.Node, by string) float64 {
 	t.Helper()
-	client := http.Client{Timeout: harness.Patience(10 * time.Second), Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(n.RunDir, "metrics.sock"))
-		},
-	}}
-	resp, err := client.Get("http://berth/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, count, _ := strings.Cut(string(text), fmt.Sprintf("berth_execs_total{by=%q} ", by))
-	count, _, _ = strings.Cut(count, "\n")
+	count, _ := n.Metric(t, fmt.Sprintf("berth_execs_total{by=%q}", by))
 	return count
 }

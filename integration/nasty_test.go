@@ -4,11 +4,7 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -224,7 +220,11 @@ func usageOf(t *testing.T, n *harness.Node, c *harness.Container, pid int) usage
 	}
 	u.rss = pages * os.Getpagesize() >> 10
 	if pid == n.Pid() {
-		u.goroutines = goroutines(t, n)
+		count, ok := n.Metric(t, "go_goroutines")
+		if !ok {
+			t.Fatal("the metrics have no go_goroutines")
+		}
+		u.goroutines = int(count)
 	}
 	err = filepath.WalkDir(hostCgroup(t, c), func(_ string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
@@ -245,34 +245,6 @@ func countFiles(t *testing.T, dir string) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-// goroutines asks the daemon's metrics.
-func goroutines(t *testing.T, n *harness.Node) int {
-	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(n.RunDir, "metrics.sock"))
-	}}}
-	resp, err := client.Get("http://berth/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "go_goroutines "); ok {
-			count, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return int(count)
-		}
-	}
-	t.Fatal("the metrics have no go_goroutines")
-	return 0
 }
 
 // Many ExecSync calls leave nothing behind: no descriptor, thread, child, goroutine or cgroup, and no memory that grows
