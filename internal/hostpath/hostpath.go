@@ -27,7 +27,8 @@ const (
 // errRemote says that a path is on a file system that may hang.
 var errRemote = errors.New("on a file system that may hang")
 
-// opener opens a path for nothing but its name, if the kernel can do so without asking any file system; else EAGAIN.
+// opener opens a path for nothing but its name, if the kernel can do so without asking any file system; else EAGAIN. That is
+// also the answer when something is mounted anywhere meanwhile: on a full node, most of the time.
 type opener func(path string, flags uint64) (int, error)
 
 func openCached(path string, flags uint64) (int, error) {
@@ -66,7 +67,7 @@ func follow(path string, open opener, missing bool, links int) (string, error) {
 	return "", &fs.PathError{Op: "look up", Path: path, Err: unix.ELOOP}
 }
 
-// unknown says that the kernel has to ask a file system, or that something is not there.
+// unknown says that the kernel has to ask a file system, or was disturbed, or that something is not there.
 func unknown(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOENT) }
 
 // cached is the real path if the kernel can tell without asking any file system.
@@ -80,13 +81,16 @@ func cached(path string, open opener) (string, error) {
 }
 
 // step has the kernel read, or make, one more part of a path: the first that it does not know. It is looked up in the
-// folder above it, which is in memory and on a file system that does not hang. No mount can be in between: mount points are
-// in memory for as long as they are. If the part is a symbolic link, step returns where it leads and what comes behind it.
+// folder above it, which is in memory and on a file system that does not hang. If the part is a symbolic link, step returns
+// where it leads and what comes behind it.
 func step(path string, open opener, missing bool) (link, rest string, err error) {
 	for parent := path; ; {
 		name := filepath.Base(parent)
 		parent = filepath.Dir(parent)
 		dir, err := open(parent, unix.O_DIRECTORY)
+		if parent == "/" && errors.Is(err, unix.EAGAIN) { // it is in memory for certain
+			dir, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
 		if err == nil {
 			defer unix.Close(dir)
 			link, err = stepIn(dir, filepath.Join(parent, name), missing)
@@ -106,21 +110,26 @@ func stepIn(dir int, path string, missing bool) (link string, err error) {
 		return "", errRemote
 	}
 	name := filepath.Base(path)
-	var st unix.Stat_t
-	err = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
-	if errors.Is(err, unix.ENOENT) && missing {
-		if err = unix.Mkdirat(dir, name, 0o755); errors.Is(err, unix.EEXIST) {
-			err = nil
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_XDEV}
+	fd, err := unix.Openat2(dir, name, how)
+	switch {
+	case errors.Is(err, unix.EXDEV):
+		return "", nil // a mount point, which is in memory for as long as it is one: the kernel was disturbed
+	case errors.Is(err, unix.ENOENT) && missing:
+		err = unix.Mkdirat(dir, name, 0o755)
+		if err == nil || errors.Is(err, unix.EEXIST) {
+			return "", nil
 		}
 	}
 	if err != nil {
 		return "", &fs.PathError{Op: "look up", Path: path, Err: err}
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+	defer unix.Close(fd)
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buf)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // no link
 		return "", nil
 	}
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dir, name, buf)
 	if err != nil {
 		return "", &fs.PathError{Op: "readlink", Path: path, Err: err}
 	}
