@@ -3,19 +3,15 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/berth-node/berth/integration/harness"
 	"github.com/berth-node/berth/integration/images"
-	"github.com/berth-node/berth/integration/leaks"
 	"github.com/berth-node/berth/integration/registry"
 )
 
@@ -46,64 +42,35 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "FAIL:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (int, error) {
-	before, err := leaks.Take()
-	if err != nil {
-		return 1, err
-	}
-	dir, err := os.MkdirTemp("", "berth-registry-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	stop, err := serveImages(filepath.Join(dir, "certs.d"))
-	if err != nil {
-		return 1, err
-	}
-	defer stop()
-
-	code := m.Run()
-	if world.node != nil {
-		err = world.node.Close()
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return 1, err
-	}
-	return code, errors.Join(err, leaks.Wait(before, harness.Patience(15*time.Second)))
+	harness.Main(m, func(hostsDir string) (func() error, error) {
+		stop, err := serveImages(hostsDir)
+		return func() error {
+			defer stop()
+			if world.node == nil {
+				return nil
+			}
+			return world.node.Close()
+		}, err
+	})
 }
 
 // serveImages serves the test images in plain HTTP, under the names of their registries. The same registry is on localhost
 // in TLS, with an authority of its own, for the tests that log in: credentials go to the registry of the image's name and
 // to no other address, so there the two have to be the same.
 func serveImages(hostsDir string) (stop func(), err error) {
-	if world.registry, err = registry.Open(harness.Layout()); err != nil {
-		return nil, fmt.Errorf("%w (make images)", err)
-	}
-	plain, err := registry.Listen(world.registry, "127.0.0.1:0")
+	r, plain, err := harness.ServeImages(hostsDir)
 	if err != nil {
 		return nil, err
 	}
-	tls, err := registry.ListenTLS(world.registry, "127.0.0.1:0", privateHost)
+	tls, err := registry.ListenTLS(r, "127.0.0.1:0", privateHost)
 	if err != nil {
 		return nil, err
 	}
-	world.hostsDir = hostsDir
-	if err := plain.WriteHosts(hostsDir, world.registry.Hosts()...); err != nil {
-		return nil, err
-	}
-	world.private = fmt.Sprintf("localhost:%d", tls.Port())
+	world.registry, world.hostsDir, world.private = r, hostsDir, fmt.Sprintf("localhost:%d", tls.Port())
 	if err := tls.WriteHosts(hostsDir, world.private); err != nil {
 		return nil, err
 	}
-	if err := world.registry.Tag(images.Private, privateHost+"/app:1"); err != nil {
+	if err := r.Tag(images.Private, privateHost+"/app:1"); err != nil {
 		return nil, err
 	}
 	return func() { plain.Close(); tls.Close() }, nil

@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"github.com/berth-node/berth/integration/harness"
-	"github.com/berth-node/berth/integration/leaks"
-	"github.com/berth-node/berth/integration/registry"
 )
 
 // knownFailures are the specs that cannot pass here, each with the reason.
@@ -43,38 +41,17 @@ func TestCritestWebSocket(t *testing.T) {
 
 // run runs critest once, with a fresh node, and judges its report.
 func run(t *testing.T, name, focus string, flags ...string) {
-	before, err := leaks.Take()
-	if err != nil {
-		t.Fatal(err)
-	}
 	out := filepath.Join(harness.Root(), "out", "critest", name)
 	if err := errors.Join(os.RemoveAll(out), os.MkdirAll(out, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("specs", func(t *testing.T) { judge(t, out, focus != "", runSpecs(t, out, focus, flags)) })
-	if err := leaks.Wait(before, harness.Patience(15*time.Second)); err != nil {
-		t.Error(err)
-	}
+	harness.LeavesNothing(t, "specs", func(t *testing.T) { judge(t, out, focus != "", runSpecs(t, out, focus, flags)) })
 }
 
 // runSpecs starts a node and lets critest loose on it. It returns critest's own verdict, which counts for the case that
 // there is no report.
 func runSpecs(t *testing.T, out, focus string, flags []string) error {
-	r, err := registry.Open(harness.Layout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := registry.Listen(r, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	hosts := t.TempDir()
-	if err := s.WriteHosts(hosts, r.Hosts()...); err != nil {
-		t.Fatal(err)
-	}
-	n := harness.StartNode(t, harness.Options{HostsDir: hosts})
-
+	n := harness.StartNodeWithImages(t)
 	log, err := os.Create(filepath.Join(out, "critest.log"))
 	if err != nil {
 		t.Fatal(err)

@@ -20,8 +20,6 @@ import (
 
 	"github.com/berth-node/berth/integration/harness"
 	"github.com/berth-node/berth/integration/images"
-	"github.com/berth-node/berth/integration/leaks"
-	"github.com/berth-node/berth/integration/registry"
 )
 
 const webPod = `apiVersion: v1
@@ -71,39 +69,12 @@ func TestStandaloneKubelet(t *testing.T) {
 		t.Fatalf("%v (make test-kubelet builds it)", err)
 	}
 	for name, criStats := range map[string]bool{"statistics from cAdvisor": false, "statistics from the CRI": true} {
-		t.Run(name, func(t *testing.T) {
-			before, err := leaks.Take()
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Run("pods", func(t *testing.T) { runPods(t, criStats) })
-			if err := leaks.Wait(before, harness.Patience(20*time.Second)); err != nil {
-				t.Error(err)
-			}
-		})
+		harness.LeavesNothing(t, name, func(t *testing.T) { runPods(t, criStats) })
 	}
-}
-
-func startNode(t *testing.T) *harness.Node {
-	t.Helper()
-	r, err := registry.Open(harness.Layout())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := registry.Listen(r, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	hosts := t.TempDir()
-	if err := s.WriteHosts(hosts, r.Hosts()...); err != nil {
-		t.Fatal(err)
-	}
-	return harness.StartNode(t, harness.Options{HostsDir: hosts})
 }
 
 func runPods(t *testing.T, criStats bool) {
-	n := startNode(t)
+	n := harness.StartNodeWithImages(t)
 	k := startKubelet(t, n, criStats)
 	k.manifest(t, "web.yaml", webPod)
 	k.manifest(t, "job.yaml", jobPod)
