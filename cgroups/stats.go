@@ -179,3 +179,14 @@ func less(a, b uint64) uint64 {
 	}
 	return a - b
 }
+
+// pids reads the pids controller's files, which both hierarchies name alike.
+func (r *reader) pids() *PidsStats {
+	current, ok := r.number("pids.current")
+	if !ok {
+		return nil
+	}
+	s := &PidsStats{Current: current, Limit: Unlimited}
+	s.Limit, _ = r.number("pids.max")
+	return s
+}

@@ -14,10 +14,7 @@ func (g *Group) statsV1(s *Stats) error {
 	cpu, acct, memory, pids, blkio, huge := at("cpu"), at("cpuacct"), at("memory"), at("pids"), at("blkio"), at("hugetlb")
 	s.CPU = cpuV1(acct, cpu)
 	s.Memory = memory.memoryV1()
-	if current, ok := pids.number("pids.current"); ok {
-		s.Pids = &PidsStats{Current: current, Limit: Unlimited}
-		s.Pids.Limit, _ = pids.number("pids.max")
-	}
+	s.Pids = pids.pids()
 	s.IO = blkio.ioV1()
 	for _, size := range g.host.HugePageSizes {
 		prefix := "hugetlb." + size

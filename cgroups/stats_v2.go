@@ -12,10 +12,7 @@ func (g *Group) statsV2(s *Stats) error {
 	r := &reader{dir: g.paths[""]}
 	s.CPU = r.cpuV2()
 	s.Memory = r.memoryV2()
-	if current, ok := r.number("pids.current"); ok {
-		s.Pids = &PidsStats{Current: current, Limit: Unlimited}
-		s.Pids.Limit, _ = r.number("pids.max")
-	}
+	s.Pids = r.pids()
 	s.IO = r.ioV2()
 	for _, size := range g.host.HugePageSizes {
 		prefix := "hugetlb." + size

@@ -1,4 +1,4 @@
-// Package procfs reads the few facts of /proc that berth decides by.
+// Package procfs reads the few facts of /proc that berth decides by, and knows the names of sysctls.
 package procfs
 
 import (

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network/netns"
 )
 
@@ -90,21 +91,9 @@ func isIPC(file string) bool {
 		strings.HasPrefix(file, "fs/mqueue/")
 }
 
-// sysctlFile returns the path of a sysctl below /proc/sys. As with sysctl(8), the first separator of a name decides: after
-// a dot, dots separate and slashes stand for the dots of an interface's name; after a slash it is a path as it stands.
+// sysctlFile returns the path of a sysctl below /proc/sys, and no other.
 func sysctlFile(name string) (string, error) {
-	file := name
-	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '.' {
-		file = strings.Map(func(r rune) rune {
-			switch r {
-			case '.':
-				return '/'
-			case '/':
-				return '.'
-			}
-			return r
-		}, name)
-	}
+	file := procfs.SysctlFile(name)
 	if file == "" || path.IsAbs(file) || path.Clean(file) != file || slices.Contains(strings.Split(file, "/"), "..") {
 		return "", fmt.Errorf("sysctl %q is no name of one: %w", name, errdefs.ErrInvalidArgument)
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/berth-node/berth/internal/procfs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -30,7 +31,7 @@ func SandboxSysctls(cfg *cri.PodSandboxConfig, defaults map[string]string) ([]Sy
 	}
 	found := map[string]Sysctl{}
 	for name, value := range cfg.GetLinux().GetSysctls() {
-		file := sysctlFile(name)
+		file := procfs.SysctlFile(name)
 		ns, ok := sysctlNamespace(file)
 		switch {
 		case !ok:
@@ -44,7 +45,7 @@ func SandboxSysctls(cfg *cri.PodSandboxConfig, defaults map[string]string) ([]Sy
 		found[file] = Sysctl{Namespace: ns, File: file, Value: value}
 	}
 	for name, value := range defaults {
-		file := sysctlFile(name)
+		file := procfs.SysctlFile(name)
 		ns, ok := sysctlNamespace(file)
 		if _, set := found[file]; ok && !set && !shared[ns] {
 			found[file] = Sysctl{Namespace: ns, File: file, Value: value}
@@ -65,23 +66,6 @@ func DefaultSysctls(cfg *cri.PodSandboxConfig) map[string]string {
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
 	return out
-}
-
-// sysctlFile turns both spellings, net.ipv4.conf.eth0/1.forwarding and net/ipv4/conf/eth0.1/forwarding, into a path: the
-// separator that comes first separates.
-func sysctlFile(name string) string {
-	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '/' {
-		return name
-	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, name)
 }
 
 // sysctlNamespace tells to which namespace a parameter belongs. The list is libcontainer's.
