@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -75,7 +74,7 @@ func killKeeper(t *testing.T, n *harness.Node) {
 		if err == nil && !runtimeReady(t, n) {
 			err = errors.New("the runtime is not ready")
 		}
-		if err == nil && processAlive(old) {
+		if _, alive := harness.StartTime(old); err == nil && alive {
 			err = errors.New("the killed one is there")
 		}
 		return err
@@ -94,12 +93,6 @@ func runtimeReady(t *testing.T, n *harness.Node) bool {
 		}
 	}
 	return false
-}
-
-// processAlive is false for a zombie.
-func processAlive(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
 // A daemon that is killed a hundred times costs no line of a log that is written without a pause.

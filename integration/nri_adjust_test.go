@@ -278,8 +278,8 @@ func TestNRIPluginThatHangs(t *testing.T) {
 		o.Config = fmt.Sprintf("nri: {requestTimeout: %s}\n", harness.Patience(500*time.Millisecond))
 	})
 	g := newGate(t)
-	p := &plugin{on: func(context.Context, event) error {
-		g.hold(context.Background()) // past every deadline
+	p := &plugin{on: func(_ context.Context, e event) error {
+		g.hold(context.Background(), e) // past every deadline
 		return nil
 	}}
 	synced, ended := p.begin(t, n, "10")

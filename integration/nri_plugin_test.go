@@ -147,36 +147,55 @@ func wantStory(t *testing.T, p *plugin, podID string, want ...string) {
 
 // A gate holds a plugin in a step until the test lets it go on.
 type gate struct {
-	reached, opened chan struct{}
-	reach, open     func()
+	reached chan event // the first event that was held
+	opened  chan struct{}
+	open    func()
 }
 
 // newGate returns a gate that is open at the end of the test at the latest.
 func newGate(t *testing.T) *gate {
-	g := &gate{reached: make(chan struct{}), opened: make(chan struct{})}
-	g.reach = sync.OnceFunc(func() { close(g.reached) })
+	g := &gate{reached: make(chan event, 1), opened: make(chan struct{})}
 	g.open = sync.OnceFunc(func() { close(g.opened) })
 	t.Cleanup(g.open)
 	return g
 }
 
 // hold is called in the plugin's step.
-func (g *gate) hold(ctx context.Context) {
-	g.reach()
+func (g *gate) hold(ctx context.Context, e event) {
+	select {
+	case g.reached <- e:
+	default: // the test knows of one already
+	}
 	select {
 	case <-g.opened:
 	case <-ctx.Done():
 	}
 }
 
-// wait waits for the plugin to be in its step.
-func (g *gate) wait(t *testing.T) {
+// wait waits for the plugin to be in its step, and returns what it was told there.
+func (g *gate) wait(t *testing.T) event {
 	t.Helper()
 	select {
-	case <-g.reached:
+	case e := <-g.reached:
+		return e
 	case <-harness.Ctx(t).Done():
 		t.Fatal("the plugin was not told")
+		return event{}
 	}
+}
+
+// connectHolding connects a plugin that stays in a step until the gate is open.
+func connectHolding(t *testing.T, n *harness.Node, step string) (*plugin, *gate) {
+	t.Helper()
+	g := newGate(t)
+	p := &plugin{on: func(ctx context.Context, e event) error {
+		if e.step == step {
+			g.hold(ctx, e)
+		}
+		return nil
+	}}
+	p.connect(t, n, "10")
+	return p, g
 }
 
 // listener is what the stub looks at for the steps to subscribe to.

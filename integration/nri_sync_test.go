@@ -56,7 +56,7 @@ func connectHeld(t *testing.T, n *harness.Node) (p *plugin, g *gate, synced <-ch
 	t.Helper()
 	g = newGate(t)
 	p = &plugin{onSync: func(ctx context.Context) []*api.ContainerUpdate {
-		g.hold(ctx)
+		g.hold(ctx, event{})
 		return nil
 	}}
 	synced, _ = p.begin(t, n, "20")

@@ -179,16 +179,7 @@ func testPluginHearsOfStartError(t *testing.T, n *harness.Node) {
 // runHeld asks for a sandbox, and returns the pod that a plugin is told of while it is held in that step.
 func runHeld(t *testing.T, n *harness.Node) (config *cri.PodSandboxConfig, seen *api.PodSandbox, finish func() *harness.Pod) {
 	t.Helper()
-	g := newGate(t)
-	told := make(chan *api.PodSandbox, 1)
-	p := &plugin{on: func(ctx context.Context, e event) error {
-		if e.step == "RunPodSandbox" {
-			told <- e.pod
-			g.hold(ctx)
-		}
-		return nil
-	}}
-	p.connect(t, n, "10")
+	_, g := connectHolding(t, n, "RunPodSandbox")
 	config = n.PodConfig("held")
 	type result struct {
 		resp *cri.RunPodSandboxResponse
@@ -200,8 +191,7 @@ func runHeld(t *testing.T, n *harness.Node) (config *cri.PodSandboxConfig, seen 
 		resp, err := n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 		done <- result{resp, err}
 	}()
-	g.wait(t)
-	return config, <-told, func() *harness.Pod {
+	return config, g.wait(t).pod, func() *harness.Pod {
 		t.Helper()
 		g.open()
 		r := <-done
@@ -302,14 +292,7 @@ func wantNothingOf(t *testing.T, n *harness.Node, id string, paths ...string) {
 }
 
 func testStoppedBeforeSandbox(t *testing.T, n *harness.Node) {
-	g := newGate(t)
-	p := &plugin{on: func(ctx context.Context, e event) error {
-		if e.step == "StopPodSandbox" {
-			g.hold(ctx)
-		}
-		return nil
-	}}
-	p.connect(t, n, "10")
+	p, g := connectHolding(t, n, "StopPodSandbox")
 	pod := n.RunPod(t, "stopping")
 	app := pod.Idle(t, "app")
 	stopped := make(chan error, 1)
@@ -358,16 +341,7 @@ func testSandboxStoppedOnce(t *testing.T, n *harness.Node) {
 }
 
 func testContainerHiddenWhileCreated(t *testing.T, n *harness.Node) {
-	g := newGate(t)
-	told := make(chan *api.Container, 1)
-	p := &plugin{on: func(ctx context.Context, e event) error {
-		if e.step == "CreateContainer" {
-			told <- e.container
-			g.hold(ctx)
-		}
-		return nil
-	}}
-	p.connect(t, n, "10")
+	_, g := connectHolding(t, n, "CreateContainer")
 	n.NeedImage(t, images.Tools)
 	pod := n.RunPod(t, "creating")
 	created := make(chan string, 1)
@@ -381,8 +355,7 @@ func testContainerHiddenWhileCreated(t *testing.T, n *harness.Node) {
 		}
 		created <- resp.GetContainerId()
 	}()
-	g.wait(t)
-	seen := <-told
+	seen := g.wait(t).container
 	if list := containersListed(t, pod); len(list) != 0 {
 		t.Errorf("listed while it is created: %q", list)
 	}
@@ -466,7 +439,7 @@ func testPluginHearsOfResizedPod(t *testing.T, n *harness.Node) {
 func testPluginDies(t *testing.T, n *harness.Node) {
 	g := newGate(t)
 	p := &plugin{on: func(ctx context.Context, e event) error {
-		g.hold(ctx)
+		g.hold(ctx, e)
 		return nil
 	}}
 	p.connect(t, n, "10")
@@ -489,16 +462,7 @@ func TestNRIDaemonDies(t *testing.T) {
 	pod := n.RunPod(t, "stays")
 	stays := pod.Idle(t, "app")
 	for _, step := range []string{"RunPodSandbox", "CreateContainer"} {
-		g := newGate(t)
-		var held event
-		p := &plugin{on: func(ctx context.Context, e event) error {
-			if e.step == step {
-				held = e
-				g.hold(ctx)
-			}
-			return nil
-		}}
-		p.connect(t, n, "10")
+		_, g := connectHolding(t, n, step)
 		config, ctx := n.PodConfig("dies"), harness.Ctx(t)
 		container := &cri.CreateContainerRequest{
 			PodSandboxId: pod.ID, Config: harness.ContainerConfig("dies", images.Tools, "true"), SandboxConfig: pod.Config,
@@ -510,7 +474,7 @@ func TestNRIDaemonDies(t *testing.T) {
 				_, _ = n.Runtime.CreateContainer(ctx, container)
 			}
 		}()
-		g.wait(t)
+		held := g.wait(t)
 		n.Kill9(t)
 		g.open()
 		if err := n.Start(); err != nil {

@@ -348,6 +348,22 @@ func TestBadMirrorIsPassedOver(t *testing.T) {
 	}
 }
 
+// privateHome serves the private image, in TLS, to nodes with this HostsDir, and is faulty on demand.
+func privateHome(t *testing.T, hosts string) (faulty *registry.Faulty, home *registry.Server, ref string) {
+	t.Helper()
+	faulty = &registry.Faulty{Serve: world.registry}
+	home, err := registry.ListenTLS(faulty, "127.0.0.1:0", privateHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(home.Close)
+	host := fmt.Sprintf("localhost:%d", home.Port())
+	if err := home.WriteHosts(hosts, host); err != nil {
+		t.Fatal(err)
+	}
+	return faulty, home, host + "/app:1"
+}
+
 // What a redirect leads to gets no password, no token and no header of the operator's: not another host, nor another port
 // or plain HTTP on the same one.
 func TestRedirectTakesNoCredentialsAlong(t *testing.T) {
@@ -369,16 +385,7 @@ func TestRedirectTakesNoCredentialsAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(elsewhere.Close)
-	faulty := &registry.Faulty{Serve: world.registry}
-	home, err := registry.ListenTLS(faulty, "127.0.0.1:0", privateHost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(home.Close)
-	ref := fmt.Sprintf("localhost:%d/app:1", home.Port())
-	if err := home.WriteHosts(hosts, strings.TrimSuffix(ref, "/app:1")); err != nil {
-		t.Fatal(err)
-	}
+	faulty, home, ref := privateHome(t, hosts)
 	file := filepath.Join(hosts, strings.TrimSuffix(ref, "/app:1"), "hosts.toml")
 	text, err := os.ReadFile(file)
 	if err == nil {
@@ -421,16 +428,7 @@ func TestRedirectTakesNoCredentialsAlong(t *testing.T) {
 // A token that ends in the middle of a pull, before its time and without a word on why, is followed by another one.
 func TestTokenEndsInTheMiddleOfAPull(t *testing.T) {
 	hosts := t.TempDir()
-	faulty := &registry.Faulty{Serve: world.registry}
-	home, err := registry.ListenTLS(faulty, "127.0.0.1:0", privateHost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(home.Close)
-	ref := fmt.Sprintf("localhost:%d/app:1", home.Port())
-	if err := home.WriteHosts(hosts, strings.TrimSuffix(ref, "/app:1")); err != nil {
-		t.Fatal(err)
-	}
+	faulty, _, ref := privateHome(t, hosts)
 	world.registry.Require(privateHost, registry.Login{User: "ann", Password: "first", Bearer: true})
 	t.Cleanup(func() { world.registry.Require(privateHost, registry.Login{}) })
 	n := ownNode(t, func(o *harness.Options) { o.HostsDir = hosts })

@@ -16,10 +16,7 @@ import (
 
 // An upgrade replaces the keeper in place if another one is installed, and containers do not notice.
 func TestUpgradeReplacesTheKeeper(t *testing.T) {
-	installed := filepath.Join(t.TempDir(), "berth-keeper")
-	program := built(t, "berth-keeper")
-	install(t, installed, program)
-	n := ownNode(t, func(o *harness.Options) { o.Flags = []string{"--keeper", installed} })
+	n, installed, program := installedNode(t, "keeper")
 	pod := n.RunPod(t, "kept")
 	app := pod.Sh(t, "counts", counter)
 	idle := pod.Idle(t, "idle")
@@ -74,22 +71,22 @@ func install(t *testing.T, path string, program []byte) {
 	}
 }
 
-// built is a program as it was built for the tests.
-func built(t *testing.T, name string) []byte {
+// installedNode starts a node whose keeper, or launch, is a file that can be replaced by install: at first the program as
+// it was built for the tests.
+func installedNode(t *testing.T, which string) (n *harness.Node, path string, program []byte) {
 	t.Helper()
-	program, err := os.ReadFile(filepath.Join(harness.Root(), "bin", name))
+	program, err := os.ReadFile(filepath.Join(harness.Root(), "bin", "berth-"+which))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return program
+	path = filepath.Join(t.TempDir(), "berth-"+which)
+	install(t, path, program)
+	return ownNode(t, func(o *harness.Options) { o.Flags = []string{"--" + which, path} }), path, program
 }
 
 // A package that brings nothing new but another launcher is noticed too, and containers are made by that one from then on.
 func TestUpgradeReplacesTheLaunchers(t *testing.T) {
-	installed := filepath.Join(t.TempDir(), "berth-launch")
-	launch := built(t, "berth-launch")
-	install(t, installed, launch)
-	n := ownNode(t, func(o *harness.Options) { o.Flags = []string{"--launch", installed} })
+	n, installed, launch := installedNode(t, "launch")
 	pod := n.RunPod(t, "launched")
 	app := pod.Sh(t, "counts", counter)
 	process := mainProcess(t, app)

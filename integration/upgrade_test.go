@@ -56,12 +56,11 @@ func mainProcess(t *testing.T, c *harness.Container) string {
 	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.Pid == 0 {
 		t.Fatalf("no pid in %v: %v", resp.Info, err)
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", info.Pid))
-	if err != nil {
-		t.Fatal(err)
+	started, alive := harness.StartTime(info.Pid)
+	if !alive {
+		t.Fatalf("process %d has ended", info.Pid)
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	return fmt.Sprintf("%d started at tick %s", info.Pid, fields[19])
+	return fmt.Sprintf("%d started at tick %s", info.Pid, started)
 }
 
 // A client that repeats what was cut off sees no other failure, whatever it does, through twenty upgrades.

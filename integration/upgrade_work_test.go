@@ -70,10 +70,7 @@ func TestUpgradeCutsPull(t *testing.T) {
 
 // Daemon and keeper are replaced ten times under containers that write and end, and no byte of a log and no exit is lost.
 func TestUpgradesOfKeeperUnderFlood(t *testing.T) {
-	installed := filepath.Join(t.TempDir(), "berth-keeper")
-	keeper := built(t, "berth-keeper")
-	install(t, installed, keeper)
-	n := ownNode(t, func(o *harness.Options) { o.Flags = []string{"--keeper", installed} })
+	n, installed, keeper := installedNode(t, "keeper")
 	pod := n.RunPod(t, "flood")
 	c := pod.Sh(t, "app", flood)
 	const upgrades, ends = 10, 20

@@ -3,7 +3,6 @@
 package chaos
 
 import (
-	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -105,7 +104,7 @@ func (r *rig) kill(t *testing.T, w who) {
 func (r *rig) awaitGone(t testing.TB, pid int) {
 	t.Helper()
 	harness.Eventually(t, 20*time.Second, fmt.Sprintf("end of process %d", pid), func() error {
-		if _, alive := startTime(pid); alive {
+		if _, alive := harness.StartTime(pid); alive {
 			return fmt.Errorf("it lives")
 		}
 		return nil
@@ -159,16 +158,6 @@ func (r *rig) recover(t *testing.T, before int) {
 	if err := r.node.AwaitReady(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// startTime returns when a process was started, in ticks since the boot, and false if it has ended.
-func startTime(pid int) (string, bool) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", false
-	}
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	return fields[19], fields[0] != "Z" && fields[0] != "X"
 }
 
 // inventory is everything on the machine and in the node's folders that a pod, container or image can leave behind.

@@ -101,7 +101,7 @@ func look(t testing.TB, c *harness.Container) facts {
 		ips: strings.Join(c.Pod.IPs(t), " "),
 	}
 	alive := false
-	if f.began, alive = startTime(f.pid); !alive {
+	if f.began, alive = harness.StartTime(f.pid); !alive {
 		t.Errorf("%s: its process %d has ended", c.Config.Metadata.Name, f.pid)
 	}
 	return f

@@ -55,16 +55,24 @@ func TestTheDaemonDies(t *testing.T) {
 	}
 }
 
-func TestALostConnectionUndoesACreate(t *testing.T) {
-	n := newNode(t)
+// createHalf asks for the container "half", whose launcher goes no further than its init and the state that tells of it. What
+// becomes of the request comes with result.
+func (n *node) createHalf() (state string, result <-chan error) {
+	n.t.Helper()
 	req := n.prepare("half", bundle{Do: "hang-with-init", Args: []string{"/bin/true"}})
-	result := make(chan error)
+	ended := make(chan error)
 	go func() {
 		_, err := n.c.Create(n.ctx(), req)
-		result <- err
+		ended <- err
 	}()
-	state := filepath.Join(n.dir, keeper.LibcontainerDir, "half", "state.json")
-	eventually(t, "the init", func() bool { _, err := os.Stat(state); return err == nil })
+	state = filepath.Join(n.dir, keeper.LibcontainerDir, "half", "state.json")
+	eventually(n.t, "the init", func() bool { _, err := os.Stat(state); return err == nil })
+	return state, ended
+}
+
+func TestALostConnectionUndoesACreate(t *testing.T) {
+	n := newNode(t)
+	_, result := n.createHalf()
 	n.c.Close()
 	if err := <-result; !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("Create: %v", err)
@@ -237,14 +245,7 @@ func TestKeeperAndDaemonDie(t *testing.T) {
 
 func TestTheKeeperDiesWithinACreate(t *testing.T) {
 	n := newNode(t)
-	req := n.prepare("half", bundle{Do: "hang-with-init", Args: []string{"/bin/true"}})
-	result := make(chan error)
-	go func() {
-		_, err := n.c.Create(n.ctx(), req)
-		result <- err
-	}()
-	state := filepath.Join(n.dir, keeper.LibcontainerDir, "half", "state.json")
-	eventually(t, "the init", func() bool { data, _ := os.ReadFile(state); return len(data) > 0 })
+	state, result := n.createHalf()
 	data, err := os.ReadFile(state)
 	if err != nil {
 		t.Fatal(err)
