@@ -5,6 +5,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -22,6 +24,42 @@ import (
 
 	"github.com/berth-node/berth/integration/harness"
 )
+
+// webSocket connects to a session's URL as a client that may then do as it likes.
+func webSocket(t *testing.T, url string) *websocket.Conn {
+	t.Helper()
+	config, err := websocket.NewConfig(strings.Replace(url, "http://", "ws://", 1), "http://localhost/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = []string{"v5.channel.k8s.io"}
+	ws, err := config.DialContext(harness.Ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ws.Close() })
+	return ws
+}
+
+func execURL(t *testing.T, c *harness.Container, r *cri.ExecRequest) string {
+	t.Helper()
+	r.ContainerId = c.ID
+	resp, err := c.Pod.Node.Runtime.Exec(harness.Ctx(t), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Url
+}
+
+func attachURL(t *testing.T, c *harness.Container, r *cri.AttachRequest) string {
+	t.Helper()
+	r.ContainerId = c.ID
+	resp, err := c.Pod.Node.Runtime.Attach(harness.Ctx(t), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.Url
+}
 
 // spdyForward opens a port-forward session to a pod.
 func spdyForward(t *testing.T, pod *harness.Pod) httpstream.Connection {
@@ -76,6 +114,118 @@ func wantAsBefore(t *testing.T, n *harness.Node, c *harness.Container, before us
 		}
 		return nil
 	})
+}
+
+// Clients that never read cost the daemon and the keeper bounded memory and hold up nobody else: not other clients, not the
+// container's log, not the removal of the container. When they go, so does what they have started.
+func TestClientsThatNeverRead(t *testing.T) {
+	n := ownNode(t)
+	pod := n.RunPod(t, "never-read")
+	app := pod.Idle(t, "app")
+	const zeroes = "while :; do head -c 300000 /dev/zero; sleep 0.05; done"
+	flood, gone := pod.Sh(t, "flood", zeroes), pod.Sh(t, "gone", zeroes)
+	server := pod.Sh(t, "server", "echo ready; nc -ll -p 8082 -e cat /dev/zero")
+	waitForListener(t, server, 8082)
+	if got := n.CrictlOutput(t, "", "exec", app.ID, "echo", "well"); got != "well\n" {
+		t.Fatalf("got %q", got)
+	}
+	before, keeper := usageOf(t, n, app, n.Pid()), keeperPid(t, n)
+	keeperBefore := residentOf(t, keeper)
+	zeros := []string{"cat", "/dev/zero"}
+	var clients []io.Closer
+	for range 10 {
+		clients = append(clients,
+			webSocket(t, execURL(t, app, &cri.ExecRequest{Cmd: zeros, Stdout: true})),
+			webSocket(t, execURL(t, app, &cri.ExecRequest{Cmd: zeros, Stdout: true, Stdin: true, Tty: true})),
+			webSocket(t, execURL(t, gone, &cri.ExecRequest{Cmd: zeros, Stdout: true})),
+			webSocket(t, attachURL(t, gone, &cri.AttachRequest{Stdout: true, Stderr: true})),
+			webSocket(t, attachURL(t, flood, &cri.AttachRequest{Stdout: true, Stderr: true})))
+		conn := spdyForward(t, pod)
+		if _, err := forwardOne(conn, 8082, 0); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, conn)
+	}
+	logged := sizeOf(t, flood.LogPath())
+	harness.Eventually(t, 60*time.Second, "the flooded log to go on", func() error {
+		// The attached clients are cut off at 8 MiB.
+		if now := sizeOf(t, flood.LogPath()); now < logged+20<<20 {
+			return fmt.Errorf("%d bytes, were %d", now, logged)
+		}
+		return nil
+	})
+	for range 5 {
+		if got := n.CrictlOutput(t, "", "exec", app.ID, "echo", "well"); got != "well\n" {
+			t.Errorf("another client's session: %q", got)
+		}
+		if got := app.Exec(t, "echo", "well"); got != "well" {
+			t.Errorf("got %q", got)
+		}
+	}
+	if now := memoryOf(t, n); now > int64(before.rss)<<10+memoryFor(100<<20) {
+		t.Errorf("the daemon has %d MiB, and had %d", now>>20, before.rss>>10)
+	}
+	if now := residentOf(t, keeper); now > keeperBefore+memoryFor(200<<20) {
+		t.Errorf("the keeper has %d MiB, and had %d", now>>20, keeperBefore>>20)
+	}
+	gone.Stop(t, 0)
+	if _, err := n.Runtime.RemoveContainer(harness.Ctx(t), &cri.RemoveContainerRequest{ContainerId: gone.ID}); err != nil {
+		t.Error(err)
+	}
+	for _, c := range clients {
+		c.Close()
+	}
+	harness.Eventually(t, 40*time.Second, "end of the execs", func() error {
+		if got := app.Exec(t, "sh", "-c", "ps -o comm | grep -cx cat || true"); got != "0" {
+			return fmt.Errorf("%s are there", got)
+		}
+		return nil
+	})
+	wantAsBefore(t, n, app, before)
+}
+
+func sizeOf(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// CVE-2022-23471, CVE-2025-64329: sessions whose command does not start, whose container does not read, or whose client
+// leaves at once, leave no goroutine and no descriptor.
+func TestCVESessionsLeaveNothing(t *testing.T) {
+	n := ownNode(t)
+	pod := n.RunPod(t, "cve-sessions")
+	app := pod.Idle(t, "app", func(c *cri.ContainerConfig) { c.Stdin = true })
+	terminal := pod.Idle(t, "terminal", func(c *cri.ContainerConfig) { c.Stdin, c.Tty = true, true })
+	size := append([]byte{4}, `{"Width":80,"Height":24}`...)
+	round := func(times int) {
+		t.Helper()
+		for range times {
+			for _, url := range []string{
+				execURL(t, app, &cri.ExecRequest{Cmd: []string{"/no/such/command"}, Stdin: true, Stdout: true, Tty: true}),
+				execURL(t, app, &cri.ExecRequest{Cmd: []string{"sleep", "1000"}, Stdin: true, Stdout: true}),
+				attachURL(t, app, &cri.AttachRequest{Stdin: true, Stdout: true, Stderr: true}),
+				attachURL(t, terminal, &cri.AttachRequest{Stdin: true, Stdout: true, Tty: true}),
+			} {
+				ws := webSocket(t, url)
+				_ = websocket.Message.Send(ws, size)
+				for range 3 { // the containers' pipes are full after some rounds; more would keep the word that the client has gone back
+					_ = websocket.Message.Send(ws, make([]byte, 8<<10))
+				}
+				ws.Close()
+			}
+		}
+	}
+	round(2)
+	before := usageOf(t, n, app, n.Pid())
+	round(15)
+	wantAsBefore(t, n, app, before)
+	if got := app.Exec(t, "echo", "well"); got != "well" {
+		t.Errorf("got %q", got)
+	}
 }
 
 // listenDeaf listens on a port in the container's network and accepts nobody: but for one or two, connections to it stay

@@ -195,11 +195,15 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 // upgradable remembers the connection if a handler takes it over.
 type upgradable struct {
 	http.ResponseWriter
+	spdy bool // what the client sends then, if it is not WebSocket
 	conn net.Conn
 }
 
 func (u *upgradable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c, rw, err := http.NewResponseController(u.ResponseWriter).Hijack()
 	u.conn = c
+	if err == nil && u.spdy {
+		rw.Reader = boundedSPDY(rw.Reader)
+	}
 	return c, rw, err
 }

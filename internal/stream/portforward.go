@@ -16,6 +16,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, request any) bool {
@@ -33,7 +35,8 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, reques
 }
 
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, req PortForwardRequest) {
-	portforward.ServePortForward(w, r, forwarder{r.Context(), s.backend}, req.SandboxID, "",
+	f := forwarder{session: r.Context(), backend: s.backend, slots: make(chan struct{}, maxForwards)}
+	portforward.ServePortForward(w, r, f, req.SandboxID, "",
 		&portforward.V4Options{Ports: req.Ports}, s.cfg.IdleTimeout, s.cfg.CreationTimeout, portforward.SupportedProtocols)
 }
 
@@ -42,10 +45,21 @@ type forwarder struct {
 	// session ends with the client's connection. The library passes a context that never ends.
 	session context.Context
 	backend Backend
+	slots   chan struct{} // one for each connection
 }
+
+// maxForwards bounds the connections at once in one session: each costs descriptors and buffers, and a client may ask for any
+// number.
+const maxForwards = 1000
 
 // PortForward is called by the library for each connection that the client makes.
 func (f forwarder) PortForward(_ context.Context, sandboxID, _ string, port int32, conn io.ReadWriteCloser) error {
+	select {
+	case f.slots <- struct{}{}:
+		defer func() { <-f.slots }()
+	default:
+		return fmt.Errorf("%d connections are open in this session: %w", maxForwards, errdefs.ErrResourceExhausted)
+	}
 	return unlessGone(f.session, f.backend.PortForward(f.session, sandboxID, port, conn))
 }
 
@@ -88,5 +102,5 @@ func (t *tunnelWriter) Write(b []byte) (int, error) {
 }
 
 func (t *tunnelWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return t.ws, bufio.NewReadWriter(bufio.NewReader(t.ws), bufio.NewWriter(t.ws)), nil
+	return t.ws, bufio.NewReadWriter(boundedSPDY(bufio.NewReader(t.ws)), bufio.NewWriter(t.ws)), nil
 }

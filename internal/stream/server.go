@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
@@ -27,7 +29,8 @@ type Server struct {
 	served   chan struct{} // closed when Serve has returned
 }
 
-// Listen opens the address, for New.
+// Listen opens the address, for New. That Go has TCP's keep-alive on is needed: only by it a client is missed that has gone with
+// much unsent for a process that does not read.
 func Listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -135,7 +138,7 @@ func (s *Server) session(serve func(http.ResponseWriter, *http.Request, any) (se
 			return
 		}
 		spoke(r)
-		u := &upgradable{ResponseWriter: w}
+		u := &upgradable{ResponseWriter: w, spdy: !wsstream.IsWebSocketRequest(r)}
 		if !serve(u, r, request) && u.conn != nil {
 			// The client upgraded the connection and then did not open its streams: the library gives up without closing.
 			_ = u.conn.Close()

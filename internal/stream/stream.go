@@ -2,13 +2,14 @@
 //
 // A caller asks the Server for a URL; whoever connects to it, within a minute and once, gets the session that the URL
 // stands for. The sessions are not encrypted and their only proof of identity is the token in the URL: the listener should be
-// on a loopback address. The wire protocols are those of k8s.io/cri-streaming (SPDY v1 to v4, WebSocket channel protocols) and two
-// that its library lacks and today's clients want: v5.channel.k8s.io, which can close one direction of a WebSocket, and
-// port forwarding as SPDY tunnelled in a WebSocket.
+// on a loopback address. The wire protocols are those of Kubernetes' clients: SPDY v1 to v4 and the WebSocket channel protocols up to
+// v5 for exec and attach, and for port-forward those of k8s.io/cri-streaming and SPDY tunnelled in a WebSocket.
 //
-//	GET /exec/{token}          SPDY | WebSocket v1–v4 (cri-streaming) | WebSocket v5 (websocket.go)
+//	GET /exec/{token}          SPDY (spdy.go) | WebSocket (websocket.go)
 //	GET /attach/{token}        the same
 //	GET /portforward/{token}   SPDY | WebSocket v4 (cri-streaming) | SPDY in WebSocket (portforward.go)
+//
+// Clients are not trusted: what one sends is kept for some MiB at the most until somebody reads it.
 //
 // What a session is connected to is not known here: the Backend's functions do the work. Their context ends when the
 // client's connection is gone, so that no process and no goroutine is left waiting for a client who will not come back.

@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -146,6 +147,61 @@ func TestExecWebSocketV5(t *testing.T) {
 		t.Errorf("stderr %q, want done", got[remotecommand.StreamStdErr])
 	}
 	wantStatus(t, got[remotecommand.StreamErr], "Failure", "7")
+}
+
+// The older protocols cannot close a half; two of them are in base64, and the first tell only what went wrong.
+func TestExecWebSocketOlder(t *testing.T) {
+	s := serve(t, Config{}, Backend{Exec: func(_ context.Context, _ string, _ []string, st Streams) (int32, error) {
+		var in [5]byte
+		_, err := io.ReadFull(st.Stdin, in[:])
+		fmt.Fprint(st.Stdout, strings.ToUpper(string(in[:])))
+		return 7, err
+	}})
+	for _, protocol := range []string{"", "channel.k8s.io", "base64.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"} {
+		t.Run(protocol, func(t *testing.T) {
+			url, err := s.Exec(ExecRequest{ContainerID: "c1", Cmd: []string{"sh"}, Connect: Connect{Stdin: true, Stdout: true}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var protocols []string
+			if protocol != "" {
+				protocols = []string{"nonsense", protocol}
+			}
+			ws, err := dial(t, url, protocols...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			channel, in, out := byte(0), "hello", "HELLO"
+			if strings.Contains(protocol, "base64") {
+				channel, in, out = '0', "aGVsbG8=", "SEVMTE8="
+			}
+			send(t, ws, channel, in)
+			got := receive(ws)
+			if got[channel+1] != out {
+				t.Errorf("got %q", got)
+			}
+			text := got[channel+3]
+			if channel != 0 {
+				decoded, err := base64.StdEncoding.DecodeString(text)
+				if err != nil {
+					t.Error(err)
+				}
+				text = string(decoded)
+			}
+			if strings.HasPrefix(protocol, "v4.") {
+				wantStatus(t, text, "Failure", "7")
+			} else if text != "command terminated with non-zero exit code: exit status 7" {
+				t.Errorf("got %q", text)
+			}
+		})
+	}
+	url, err := s.Exec(ExecRequest{ContainerID: "c1", Cmd: []string{"sh"}, Connect: Connect{Stdout: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dial(t, url, "nonsense"); err == nil {
+		t.Error("a protocol that there is not")
+	}
 }
 
 func TestExecWebSocketTTY(t *testing.T) {

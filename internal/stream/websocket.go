@@ -1,115 +1,198 @@
 package stream
 
 import (
-	"context"
-	"encoding/json"
+	"encoding/base64"
+	"fmt"
 	"io"
 	"net/http"
-	"strconv"
+	"time"
 
+	"golang.org/x/net/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// serveV5 serves v5.channel.k8s.io, which is v4 plus a message {255, channel} by which the client closes its half of a
-// channel. kubectl, crictl and critest offer nothing older over WebSocket, because without it a command that reads its
-// standard input to the end never ends. wsstream understands the message; cri-streaming does not offer the protocol.
-func (s *Server) serveV5(w http.ResponseWriter, r *http.Request, e *remote) {
-	channels := make([]wsstream.ChannelType, remotecommand.StreamResize+1)
-	channels[remotecommand.StreamStdIn] = when(e.connect.Stdin, wsstream.ReadChannel)
-	channels[remotecommand.StreamStdOut] = when(e.connect.Stdout, wsstream.WriteChannel)
-	channels[remotecommand.StreamStdErr] = when(e.connect.Stderr, wsstream.WriteChannel)
-	channels[remotecommand.StreamErr] = wsstream.WriteChannel
-	// Sizes that nobody takes would hold up what comes behind them.
-	channels[remotecommand.StreamResize] = when(e.connect.TTY, wsstream.ReadChannel)
+// A channelProtocol is one of the protocols that exec and attach have over WebSocket: each message begins with the number of a
+// channel. kubectl, crictl and critest offer v5 alone, because without the message that closes a half a command that reads
+// its standard input to the end never ends.
+type channelProtocol struct {
+	base64     bool // numbers are digits and data is base64, in messages of text
+	halfClose  bool // {255, channel} closes the client's half of a channel
+	jsonStatus bool
+}
 
-	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
-		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels},
-	})
-	conn.SetIdleTimeout(s.cfg.IdleTimeout)
-	_, ch, err := conn.Open(w, r)
-	if err != nil {
-		s.cfg.Log.Warn("streaming session not opened", "path", r.URL.Path, "err", err)
-		return
+var channelProtocols = map[string]channelProtocol{
+	"":                                 {},
+	remotecommand.StreamProtocolV1Name: {},
+	"base64.channel.k8s.io":            {base64: true},
+	remotecommand.StreamProtocolV4Name: {jsonStatus: true},
+	"v4.base64.channel.k8s.io":         {base64: true, jsonStatus: true},
+	remotecommand.StreamProtocolV5Name: {halfClose: true, jsonStatus: true},
+}
+
+// serveWebSocket serves exec and attach to a client of WebSocket. cri-streaming could, but not in v5, keeps messages of up to
+// 32 MiB whole, and reads sizes of any length.
+func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, e *remote) {
+	var protocol channelProtocol
+	websocket.Server{
+		Handshake: func(c *websocket.Config, _ *http.Request) error {
+			if len(c.Protocol) == 0 {
+				return nil
+			}
+			for _, name := range c.Protocol {
+				if p, known := channelProtocols[name]; known {
+					protocol, c.Protocol = p, []string{name}
+					return nil
+				}
+			}
+			return fmt.Errorf("none of the protocols %.200q is known", c.Protocol)
+		},
+		Handler: func(ws *websocket.Conn) { s.serveChannels(ws, protocol, r, e) },
+	}.ServeHTTP(w, r)
+}
+
+func (s *Server) serveChannels(ws *websocket.Conn, protocol channelProtocol, r *http.Request, e *remote) {
+	c := &channels{ws: ws, protocol: protocol, idle: s.cfg.IdleTimeout, in: map[byte]*io.PipeWriter{}}
+	defer func() { _ = ws.Close() }()
+	to := ends{
+		stdout:     channel{c, remotecommand.StreamStdOut},
+		stderr:     channel{c, remotecommand.StreamStdErr},
+		status:     channel{c, remotecommand.StreamErr},
+		statusText: !protocol.jsonStatus,
 	}
-	defer func() { _ = conn.Close() }()
-	e.ran = true
-
-	resize := make(chan Size)
-	go decodeSizes(r.Context(), ch[remotecommand.StreamResize], resize)
-
+	// What nobody reads is not opened: it would hold up what comes behind it.
+	if e.connect.Stdin {
+		stdin := c.open(remotecommand.StreamStdIn)
+		defer stdin.Close()
+		to.stdin = stdin
+	}
+	if e.connect.TTY {
+		sizes := c.open(remotecommand.StreamResize)
+		defer sizes.Close()
+		to.sizes = sizes
+	}
+	go c.receive()
 	// Clients take the first message, however empty, as the sign that the session stands.
-	_, _ = ch[remotecommand.StreamErr].Write(nil)
-	code, err := e.run(r.Context(), e.streams(ch[remotecommand.StreamStdIn], ch[remotecommand.StreamStdOut],
-		ch[remotecommand.StreamStdErr], resize))
-	if unlessGone(r.Context(), err) != nil {
-		s.cfg.Log.Error("streaming session failed", "path", r.URL.Path, "err", err)
-	}
-	// The client may have gone by now; then nobody wants to know.
-	_ = json.NewEncoder(ch[remotecommand.StreamErr]).Encode(statusOf(code, err))
+	_, _ = to.status.Write(nil)
+	s.runRemote(r.Context(), r.URL.Path, e, to)
 }
 
-func when(wanted bool, t wsstream.ChannelType) wsstream.ChannelType {
-	if wanted {
-		return t
-	}
-	return wsstream.IgnoreChannel
+// channels are those of one WebSocket.
+type channels struct {
+	ws       *websocket.Conn
+	protocol channelProtocol
+	idle     time.Duration
+	in       map[byte]*io.PipeWriter // by channel, while the client has not closed its half
 }
 
-// maxSizeText bounds the JSON of one terminal's size, in bytes.
-const maxSizeText = 4096
+// open makes a channel one on which the client may send. Call it before receive.
+func (c *channels) open(number byte) *io.PipeReader {
+	r, w := io.Pipe()
+	c.in[number] = w
+	return r
+}
 
-// decodeSizes passes the terminal's sizes on until the client stops sending or ctx ends, and closes out.
-func decodeSizes(ctx context.Context, in io.Reader, out chan<- Size) {
-	defer close(out)
-	// A text without end would be kept whole.
-	bounded := &io.LimitedReader{R: in}
-	d := json.NewDecoder(bounded)
+// receive hands on what the client sends until it has gone or breaks the protocol. Messages may be of any length: they are not
+// kept.
+func (c *channels) receive() {
+	defer func() {
+		for _, w := range c.in {
+			_ = w.Close()
+		}
+	}()
+	var number byte
+	buf := make([]byte, 32<<10)
 	for {
-		var size Size
-		bounded.N = maxSizeText
-		if d.Decode(&size) != nil {
+		c.touch()
+		frame, err := c.ws.NewFrameReader()
+		if err != nil {
 			return
 		}
-		select {
-		case out <- size:
-		case <-ctx.Done():
+		var head [1]byte
+		if _, err := io.ReadFull(frame.HeaderReader(), head[:]); err != nil {
+			return
+		}
+		if frame, err = c.ws.HandleFrame(frame); err != nil {
+			return
+		}
+		if frame == nil {
+			continue // a ping, say
+		}
+		isFirst := head[0]&0x0f != websocket.ContinuationFrame
+		if err := c.pass(frame, isFirst, &number, buf); err != nil {
 			return
 		}
 	}
 }
 
-// status is what the error channel carries at the end of a session: the fields of a metav1.Status that clients read.
-type status struct {
-	Status  string   `json:"status"`
-	Message string   `json:"message,omitempty"`
-	Reason  string   `json:"reason,omitempty"`
-	Details *details `json:"details,omitempty"`
-	Code    int32    `json:"code,omitempty"`
-}
-
-type details struct {
-	Causes []cause `json:"causes"`
-}
-
-type cause struct {
-	Type    string `json:"reason"`
-	Message string `json:"message"`
-}
-
-func statusOf(code int32, err error) status {
-	switch {
-	case err != nil:
-		return status{Status: "Failure", Reason: "InternalError", Message: err.Error(), Code: http.StatusInternalServerError}
-	case code != 0:
-		n := strconv.Itoa(int(code))
-		return status{
-			Status:  "Failure",
-			Reason:  remotecommand.NonZeroExitCodeReason,
-			Message: "command terminated with non-zero exit code: exit status " + n,
-			Details: &details{Causes: []cause{{Type: remotecommand.ExitCodeCauseType, Message: n}}},
+// pass hands on a frame. number is the channel of its message, which its first frame sets.
+func (c *channels) pass(frame io.Reader, isFirst bool, number *byte, buf []byte) error {
+	if isFirst {
+		var err error
+		if *number, err = readByte(frame); err == io.EOF {
+			*number = noChannel // an empty message
+			return nil
+		} else if err != nil {
+			return err
 		}
-	default:
-		return status{Status: "Success"}
+		if c.protocol.base64 {
+			*number -= '0'
+		}
+		if c.protocol.halfClose && *number == remotecommand.StreamClose {
+			return c.closeHalf(frame)
+		}
 	}
+	if w := c.in[*number]; w != nil {
+		data := frame
+		if c.protocol.base64 {
+			data = base64.NewDecoder(base64.StdEncoding, frame)
+		}
+		_, _ = io.CopyBuffer(w, data, buf) // it may be over, or no base64
+	}
+	_, err := io.CopyBuffer(io.Discard, frame, buf)
+	return err
+}
+
+// noChannel is the number of none.
+const noChannel = 254
+
+// closeHalf reads the number of a channel on which no more comes.
+func (c *channels) closeHalf(frame io.Reader) error {
+	number, err := readByte(frame)
+	if err != nil {
+		return err
+	}
+	if w := c.in[number]; w != nil {
+		_ = w.Close()
+		delete(c.in, number)
+	}
+	return nil
+}
+
+func readByte(r io.Reader) (byte, error) {
+	var b [1]byte
+	_, err := io.ReadFull(r, b[:])
+	return b[0], err
+}
+
+// touch puts off the end of the session for want of traffic.
+func (c *channels) touch() { _ = c.ws.SetDeadline(time.Now().Add(c.idle)) }
+
+// channel is one on which messages go to the client.
+type channel struct {
+	*channels
+	number byte
+}
+
+func (c channel) Write(data []byte) (int, error) {
+	c.touch()
+	var message any
+	if c.protocol.base64 {
+		message = string('0'+rune(c.number)) + base64.StdEncoding.EncodeToString(data)
+	} else {
+		message = append([]byte{c.number}, data...)
+	}
+	if err := websocket.Message.Send(c.ws, message); err != nil {
+		return 0, err
+	}
+	return len(data), nil
 }
