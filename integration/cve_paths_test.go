@@ -31,6 +31,15 @@ import (
 // one layer more.
 func madeImage(t *testing.T, name string, change func(config map[string]any), files ...tar.Header) string {
 	t.Helper()
+	return remadeImage(t, name, func(image map[string]any) any {
+		change(image["config"].(map[string]any))
+		return image
+	}, files...)
+}
+
+// remadeImage is madeImage for what is beside the configuration of containers: change returns what becomes JSON, or is.
+func remadeImage(t *testing.T, name string, change func(image map[string]any) any, files ...tar.Header) string {
+	t.Helper()
 	blob := func(d digest.Digest) map[string]any {
 		data, err := os.ReadFile(filepath.Join(harness.Layout(), "blobs", "sha256", d.Encoded()))
 		var v map[string]any
@@ -56,16 +65,20 @@ func madeImage(t *testing.T, name string, change func(config map[string]any), fi
 	}
 	rootfs := config["rootfs"].(map[string]any)
 	rootfs["diff_ids"] = append(rootfs["diff_ids"].([]any), pushBlob(t, name, archive.Bytes()).String())
-	change(config["config"].(map[string]any))
+	changed := change(config)
 	manifest["layers"] = append(manifest["layers"].([]any), ocispec.Descriptor{
 		MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(archive.Bytes()), Size: int64(archive.Len()),
 	})
-	text, err := json.Marshal(config)
-	if err != nil {
-		t.Fatal(err)
+	text, isText := changed.([]byte)
+	if !isText {
+		var err error
+		if text, err = json.Marshal(changed); err != nil {
+			t.Fatal(err)
+		}
 	}
 	manifest["config"] = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: pushBlob(t, name, text), Size: int64(len(text))}
-	if text, err = json.Marshal(manifest); err != nil {
+	text, err := json.Marshal(manifest)
+	if err != nil {
 		t.Fatal(err)
 	}
 	push(t, http.MethodPut, "/v2/"+name+"/manifests/1", ocispec.MediaTypeImageManifest, text)

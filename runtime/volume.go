@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	continuity "github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/runtime/image"
 	"github.com/berth-node/berth/runtime/spec"
 )
@@ -22,6 +25,9 @@ func (r *Runtime) imageVolumes(c *container, img image.Image, sb *sandbox) ([]sp
 	mounted := map[string]bool{}
 	for _, m := range c.config.GetMounts() {
 		mounted[filepath.Clean(m.GetContainerPath())] = true
+	}
+	if err := checkVolumes(img.Config.Config.Volumes); err != nil {
+		return nil, err
 	}
 	var volumes []spec.Volume
 	for _, path := range slices.Sorted(maps.Keys(img.Config.Config.Volumes)) { // one may lie in another
@@ -37,6 +43,21 @@ func (r *Runtime) imageVolumes(c *container, img image.Image, sb *sandbox) ([]sp
 	}
 	return volumes, nil
 }
+
+// checkVolumes refuses paths that can be none, and more volumes than an image has reason for: each costs a folder and a mount.
+func checkVolumes(volumes map[string]struct{}) error {
+	if len(volumes) > maxImageVolumes {
+		return fmt.Errorf("image: it names %d volumes, and may %d: %w", len(volumes), maxImageVolumes, errdefs.ErrInvalidArgument)
+	}
+	for path := range volumes {
+		if len(path) >= unix.PathMax || strings.ContainsRune(path, 0) {
+			return fmt.Errorf("image: its volume %.100q is no path: %w", path, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+const maxImageVolumes = 1000
 
 // copyVolume fills source, the folder that stands for a VOLUME of an image, with what the image has at path. Without a
 // folder at this place in the image, it is empty and belongs to root.

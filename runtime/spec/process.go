@@ -9,6 +9,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -30,7 +31,9 @@ func (b *builder) process() error {
 	b.limits = append(b.limits, limits...)
 	p := b.spec.Process
 	p.Args, p.Env = args, env
-	p.Cwd = Cwd(b.Image, b.Container)
+	if p.Cwd, err = Cwd(b.Image, b.Container); err != nil {
+		return err
+	}
 	p.Terminal = b.Container.GetTty()
 	p.User = b.User.oci()
 	p.NoNewPrivileges = b.sc.GetNoNewPrivs()
@@ -61,19 +64,22 @@ func Args(image ocispec.ImageConfig, container *cri.ContainerConfig) ([]string, 
 	}
 	for _, a := range all {
 		if strings.ContainsRune(a, 0) {
-			return nil, invalid("command", "argument %q contains a NUL byte", a)
+			return nil, invalid("command", "argument %.100q contains a NUL byte", a)
 		}
 	}
 	return all, nil
 }
 
 // Cwd is the working directory, absolute and clean.
-func Cwd(image ocispec.ImageConfig, container *cri.ContainerConfig) string {
-	dir := container.GetWorkingDir()
+func Cwd(image ocispec.ImageConfig, container *cri.ContainerConfig) (string, error) {
+	field, dir := "working_dir", container.GetWorkingDir()
 	if dir == "" {
-		dir = image.WorkingDir
+		field, dir = "image", image.WorkingDir
 	}
-	return path.Join("/", dir)
+	if len(dir) >= unix.PathMax || strings.ContainsRune(dir, 0) {
+		return "", invalid(field, "the working directory %.100q is no path", dir)
+	}
+	return path.Join("/", dir), nil
 }
 
 // Env is the environment: PATH, TERM (with a terminal) and HOSTNAME as defaults, then the image's variables, then the
@@ -94,7 +100,7 @@ func Env(image ocispec.ImageConfig, container *cri.ContainerConfig, hostname str
 			continue // an image's slip; no process could read it
 		}
 		if strings.ContainsRune(kv, 0) {
-			return nil, nil, invalid("image", "its environment variable %q contains a NUL byte", kv)
+			return nil, nil, invalid("image", "its environment variable %.100q contains a NUL byte", kv)
 		}
 		vars.set(kv)
 	}

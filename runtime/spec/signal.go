@@ -48,7 +48,7 @@ func StopSignal(asked cri.Signal, image string) (unix.Signal, error) {
 
 // ParseSignal reads a signal by name (SIGTERM, term, RTMIN+3, SIGRTMAX-2) or by number.
 func ParseSignal(s string) (unix.Signal, error) {
-	bad := invalid("signal", "%q is not a signal", s)
+	bad := invalid("signal", "%.50q is not a signal", s)
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > sigRTMax {
 			return 0, bad

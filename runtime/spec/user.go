@@ -111,7 +111,7 @@ func wantedUser(image ocispec.ImageConfig, sc *cri.LinuxContainerSecurityContext
 	case sc.GetRunAsGroup() != nil:
 		return want, invalid(field+"run_as_group", "a group needs run_as_user or run_as_username")
 	default:
-		want = userWish{field: "image user " + strconv.Quote(image.User)}
+		want = userWish{field: fmt.Sprintf("image user %.100q", image.User)}
 		name, group, _ := strings.Cut(image.User, ":")
 		if err := want.setUser(name); err != nil {
 			return want, err
@@ -147,7 +147,7 @@ func (w *userWish) numberOrName(s string) (id uint32, name string, err error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	switch {
 	case errors.Is(err, strconv.ErrRange) || err == nil && (n < 0 || n > math.MaxInt32):
-		return 0, "", invalid(w.field, "id %s is out of range", s)
+		return 0, "", invalid(w.field, "id %.100s is out of range", s)
 	case err != nil:
 		return 0, s, nil
 	}
@@ -171,7 +171,7 @@ func lookupUser(root string, want userWish) (*user.User, error) {
 	}
 	if len(found) == 0 {
 		if want.name != "" {
-			return nil, invalid(want.field, "user %q is not in the image's /etc/passwd", want.name)
+			return nil, invalid(want.field, "user %.100q is not in the image's /etc/passwd", want.name)
 		}
 		return nil, nil
 	}
@@ -206,7 +206,7 @@ func (u *User) addGroups(root, member string, want userWish) error {
 		return err
 	})
 	if err == nil && !named {
-		return invalid(want.field, "group %q is not in the image's /etc/group", want.groupName)
+		return invalid(want.field, "group %.100q is not in the image's /etc/group", want.groupName)
 	}
 	return err
 }
