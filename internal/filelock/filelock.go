@@ -11,14 +11,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/procfs"
 )
 
 // A Lock is held until Release, or until this process ends, however it ends; and as long as another process has its File,
 // which is the same lock.
 type Lock struct{ f *os.File }
 
-// Acquire locks the file, which it makes if need be and leaves behind. It does not wait: that another process holds the lock
-// is an error that names it.
+// Acquire locks the file, which it makes if need be and leaves behind. It does not wait for another process that holds the
+// lock: that is an error that names it.
 func Acquire(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if errors.Is(err, unix.EROFS) {
@@ -40,16 +42,39 @@ func Acquire(path string) (*Lock, error) {
 	return l, nil
 }
 
-// lockSoon locks f. Somebody who only looks holds the lock for a moment too, see Holder and Wait.
-func lockSoon(f *os.File) (err error) {
-	for range 20 {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+const (
+	lookAgain = 5 * time.Millisecond
+	// glanceLimit is how long somebody may hold the lock who only looks, see Holder and Wait.
+	glanceLimit = 100 * time.Millisecond
+	// childLimit is how long the child of a holder that was killed may take to its execve. Until then it has all of its
+	// parent's descriptors, also those that are closed on exec; a machine with much to do does not let it run for long.
+	childLimit = 10 * time.Second
+)
+
+// lockSoon locks f, unless a process that lives has it.
+func lockSoon(f *os.File) error {
+	for began := time.Now(); ; time.Sleep(lookAgain) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
-		time.Sleep(5 * time.Millisecond)
+		if took := time.Since(began); took > childLimit || took > glanceLimit && signerLives(f) {
+			return err
+		}
 	}
-	return err
+}
+
+// signerLives says whether the process that has signed the lock is there; it is true if that cannot be told.
+func signerLives(f *os.File) bool {
+	pid, err := signer(f)
+	if err != nil {
+		return true
+	}
+	st, err := procfs.ReadStat(pid)
+	if errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	return err != nil || st.State != 'Z' && st.State != 'X'
 }
 
 // Adopt takes over the lock of path that another process holds and has handed over as a file, which is the Lock's from now
@@ -117,11 +142,17 @@ func Holder(path string) (pid int, err error) {
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return 0, fmt.Errorf("lock %s: %w", path, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, 32))
-	if err != nil {
+	return signer(f)
+}
+
+// signer reads who signed last.
+func signer(f *os.File) (pid int, err error) {
+	data := make([]byte, 32)
+	n, err := f.ReadAt(data, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	return strconv.Atoi(strings.TrimSpace(string(data)))
+	return strconv.Atoi(strings.TrimSpace(string(data[:n])))
 }
 
 // Wait returns when nobody holds the lock of path any more.
@@ -143,9 +174,8 @@ func Wait(path string) error {
 }
 
 func readHolder(f *os.File) string {
-	data, err := io.ReadAll(io.LimitReader(f, 32))
-	if pid := strings.TrimSpace(string(data)); err == nil && pid != "" {
-		return "process " + pid
+	if pid, err := signer(f); err == nil {
+		return fmt.Sprint("process ", pid)
 	}
 	return "another process"
 }

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,6 +96,31 @@ func TestAdopt(t *testing.T) {
 	if _, err := Adopt(stranger, path); err == nil {
 		t.Error("another file was adopted")
 	}
+}
+
+// A holder that was killed while it started a program: the child has the lock until its execve.
+func TestTheHoldersChildGoesOnItsOwn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	held, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := held.f.WriteAt([]byte(fmt.Sprintln(dead.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		time.Sleep(3 * glanceLimit)
+		held.Release()
+	}()
+	lock, err := Acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.Release()
 }
 
 func TestNoFolder(t *testing.T) {
