@@ -4,6 +4,7 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -160,5 +161,22 @@ func TestWipedRunDirWithoutDaemon(t *testing.T) {
 	tg.pod.Remove(t)
 	if said := check(t, n); strings.Contains(said, "emptied") {
 		t.Errorf("berth check after the removal:\n%s", said)
+	}
+}
+
+// It is emptied in the moment in which a pod is ready: its pause process was let go then, and may not be its program yet.
+func TestWipedRunDirJustAfterAStart(t *testing.T) {
+	n := ownNode(t)
+	var pods []*harness.Pod
+	for i := range 20 {
+		pods = append(pods, n.RunPod(t, fmt.Sprintf("moment-%d", i), sharePID))
+		wipe(t, n)
+		awaitDoors(t, n)
+	}
+	for _, pod := range pods {
+		if s := pod.Status(t); s.State != cri.PodSandboxState_SANDBOX_READY {
+			t.Fatalf("%s is %s", pod.Config.Metadata.Name, s.State)
+		}
+		pod.Sh(t, "app", counter)
 	}
 }

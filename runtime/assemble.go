@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/internal/failpoint"
-	"github.com/berth-node/berth/internal/pause"
 	"github.com/berth-node/berth/internal/procfs"
 	"github.com/berth-node/berth/network"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -262,25 +260,6 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 
 func (r *Runtime) pauseRequest(id string) keeper.CreateRequest {
 	return keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup()}
-}
-
-// pauseRoot returns the root filesystem of all pause processes; it is made once.
-func (r *Runtime) pauseRoot() (string, error) {
-	root := r.paths.pauseRoot()
-	if _, err := os.Stat(filepath.Join(root, "pause")); err == nil {
-		return root, nil
-	}
-	// The mount points are made here: in a user namespace, libcontainer could not.
-	for _, dir := range []string{"", "proc", "dev", "sys"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
-			return "", err
-		}
-	}
-	tmp := filepath.Join(root, ".pause-"+newID()[:8])
-	if err := os.WriteFile(tmp, pause.Binary(), 0o755); err != nil {
-		return "", err
-	}
-	return root, os.Rename(tmp, filepath.Join(root, "pause"))
 }
 
 // teardown unmakes everything of a sandbox but its records and its containers, in the order opposite to assemble. Each

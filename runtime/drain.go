@@ -51,7 +51,7 @@ func (r *Runtime) Drain(ctx context.Context, grace time.Duration, tell func(stri
 	}
 	wg.Wait()
 	if failed == nil {
-		failed = nsfile.RemoveDir(netnsDir) // it stays if it is in use
+		failed = errors.Join(r.removePauseRoot(), nsfile.RemoveDir(netnsDir)) // that one stays if it is in use
 	}
 	return failed
 }

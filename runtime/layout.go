@@ -19,7 +19,7 @@ import (
 //	RUN/sandboxes/ID/{ipc,uts,user}         pinned namespaces
 //	RUN/sandboxes/ID/{shm,resolv.conf,hostname}
 //	RUN/containers/ID/                      the bundle: config.json, rootfs, and the keeper's FIFOs
-//	RUN/pause                               the root filesystem of pause processes
+//	RUN/pause                               the root filesystem of pause processes, a mount
 type layout struct{ root, run string }
 
 const (

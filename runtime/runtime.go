@@ -118,6 +118,8 @@ type Runtime struct {
 
 	// parents is read-locked while a container's cgroup is made, and locked while an empty parent is removed.
 	parents sync.RWMutex
+	// rooting is held while the root filesystem of pause processes is made.
+	rooting sync.Mutex
 
 	records *recordHealth
 	// damaged are the files that were set aside, held what runs and cannot be read.

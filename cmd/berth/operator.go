@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -136,8 +134,5 @@ func (n *node) drain(ctx context.Context, grace time.Duration, tell func(string)
 			return fmt.Errorf("built-in network: %w", err)
 		}
 	}
-	if err := n.runtime.ShutdownKeeper(ctx); err != nil {
-		return err
-	}
-	return os.RemoveAll(filepath.Join(n.cfg.RunDir, "pause"))
+	return n.runtime.ShutdownKeeper(ctx)
 }
