@@ -19,6 +19,14 @@ import (
 // which is the same lock.
 type Lock struct{ f *os.File }
 
+// ErrLocked is what Acquire fails with if somebody else has the lock.
+var ErrLocked = errors.New("locked")
+
+type lockedError struct{ path, holder string }
+
+func (e *lockedError) Error() string        { return fmt.Sprintf("%s is locked by %s", e.path, e.holder) }
+func (e *lockedError) Is(target error) bool { return target == ErrLocked }
+
 // Acquire locks the file, which it makes if need be and leaves behind. It does not wait for another process that holds the
 // lock: that is an error that names it.
 func Acquire(path string) (*Lock, error) {
@@ -33,7 +41,7 @@ func Acquire(path string) (*Lock, error) {
 		holder := readHolder(f)
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s is locked by %s", path, holder)
+			return nil, &lockedError{path, holder}
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}

@@ -24,7 +24,7 @@ func TestOneOwnerAtATime(t *testing.T) {
 	}
 	// A second open file is a second owner, also in the same process.
 	_, err = Acquire(path)
-	if err == nil || !strings.HasSuffix(err.Error(), fmt.Sprint("is locked by process ", os.Getpid())) {
+	if !errors.Is(err, ErrLocked) || !strings.HasSuffix(err.Error(), fmt.Sprint("is locked by process ", os.Getpid())) {
 		t.Errorf("second owner: %v", err)
 	}
 	if err := lock.Release(); err != nil {

@@ -40,6 +40,7 @@ import (
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/filelock"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -209,18 +210,14 @@ func (k *Keeper) socketPath() string { return filepath.Join(k.runDir, keeper.Soc
 // takeLock makes this process the one keeper of a run dir until it ends. The file stays: removing it would let two
 // keepers hold a lock of two files with the same name.
 func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := filelock.Acquire(path)
+	if errors.Is(err, filelock.ErrLocked) {
+		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s: %w", path, ErrLocked)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
+	return lock.File(), nil
 }
 
 // container returns the container of that ID, made or not.
