@@ -160,27 +160,34 @@ func TestAttachStdinOnce(t *testing.T) {
 	}
 }
 
+// sayTo gives a container a line of input, and waits for what it answers in its log.
+func sayTo(t *testing.T, app *harness.Container, text, answer string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience(20*time.Second))
+	defer cancel()
+	cmd := app.Pod.Node.Crictl(ctx, "attach", "-i", app.ID)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(in, text+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	waitForText(t, app, "stdout", answer)
+	cancel() // the client is gone, as when its connection breaks
+	_ = cmd.Wait()
+}
+
 // Without stdin-once the input stays open for the next client.
 func TestAttachTwice(t *testing.T) {
 	n := sharedNode(t)
 	app := n.RunPod(t, "attach-twice").Sh(t, "app", `while read -r line; do echo "got $line"; [ "$line" = stop ] && exit 0; done`, func(c *cri.ContainerConfig) { c.Stdin = true })
 	for _, text := range []string{"first", "stop"} {
-		ctx, cancel := context.WithTimeout(t.Context(), harness.Patience(20*time.Second))
-		cmd := n.Crictl(ctx, "attach", "-i", app.ID)
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(in, text+"\n"); err != nil {
-			t.Fatal(err)
-		}
-		waitForText(t, app, "stdout", "got "+text)
-		cancel() // the client is gone, as when its connection breaks
-		_ = cmd.Wait()
-		in.Close()
+		sayTo(t, app, text, "got "+text)
 	}
 	if s := app.WaitExit(t); s.ExitCode != 0 {
 		t.Errorf("status %v", s)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -178,5 +179,47 @@ func TestWipedRunDirJustAfterAStart(t *testing.T) {
 			t.Fatalf("%s is %s", pod.Config.Metadata.Name, s.State)
 		}
 		pod.Sh(t, "app", counter)
+	}
+}
+
+// It is emptied, and then the keeper dies, alone or with the daemon: the next one finds the pipes of what runs, though they
+// have no names any more.
+func TestKeeperDiesInAWipedRunDir(t *testing.T) {
+	n := ownNode(t)
+	tg := newTarget(t, n, "old")
+	cat := tg.pod.Sh(t, "cat", "exec cat", func(c *cri.ContainerConfig) { c.Stdin = true })
+	say := func(word string) {
+		t.Helper()
+		sayTo(t, cat, word, word)
+	}
+	say("before")
+	wipe(t, n)
+	awaitDoors(t, n)
+	say("wiped")
+	lines := len(harness.Texts(tg.app.Log(t), "stdout"))
+	for i, withDaemon := range []bool{false, true} {
+		keeper := keeperPid(t, n)
+		if withDaemon {
+			n.Kill9(t)
+		}
+		if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if withDaemon {
+			if err := n.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		harness.Eventually(t, 20*time.Second, "output after the keeper's death", func() error {
+			if got := len(harness.Texts(tg.app.Log(t), "stdout")); got < lines+5 {
+				return fmt.Errorf("%d lines, and before %d", got, lines)
+			}
+			return nil
+		})
+		if s := tg.app.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING || containerPid(t, tg.app) != tg.pid {
+			t.Errorf("the container: %v", s)
+		}
+		say(fmt.Sprintf("again-%d", i))
+		lines = len(harness.Texts(tg.app.Log(t), "stdout"))
 	}
 }

@@ -85,7 +85,7 @@ func (c *container) takeOver(ctx context.Context) {
 	}
 	c.log.Lost = c.sayLost
 	if !req.Terminal {
-		c.io = reopenFIFOs(c.dir, req.Stdin && !c.rec.StdinClosed)
+		c.io = reopenFIFOs(c.dir, c.rec.Process.Pid, req.Stdin && !c.rec.StdinClosed)
 		c.resync()
 	}
 	c.pump()

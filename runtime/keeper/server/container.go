@@ -429,7 +429,7 @@ func (c *container) attach() (map[string]*os.File, error) {
 		if c.rec.Request.Terminal && c.io.console != nil {
 			stdin, err = duplicate(c.io.console)
 		} else if !c.rec.Request.Terminal {
-			stdin, err = openInput(c.dir)
+			stdin, err = c.io.openInput()
 		}
 	}
 	for name, f := range map[string]*os.File{keeper.FileStdin: stdin, keeper.FileConsole: console} {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -27,13 +28,14 @@ type stdio struct {
 // it runs as and in whatever user namespace; nobody else gets to it, since the folders above are closed to others.
 type fifo struct {
 	name string
+	fd   int // the workload's
 	mode uint32
 }
 
 var (
-	stdinFIFO  = fifo{keeper.FileStdin, 0o644}
-	stdoutFIFO = fifo{keeper.FileStdout, 0o622}
-	stderrFIFO = fifo{keeper.FileStderr, 0o622}
+	stdinFIFO  = fifo{keeper.FileStdin, unix.Stdin, 0o644}
+	stdoutFIFO = fifo{keeper.FileStdout, unix.Stdout, 0o622}
+	stderrFIFO = fifo{keeper.FileStderr, unix.Stderr, 0o622}
 )
 
 // makeFIFOs makes what a container without a terminal needs in dir, and opens both sides: the keeper's, and the
@@ -106,19 +108,56 @@ func makeInput(dir string, once bool) (theirs, ours *os.File, err error) {
 
 // reopenFIFOs opens the keeper's ends again, for a process that a keeper before has started. What is not there any more
 // stays nil: the container will end without it.
-func reopenFIFOs(dir string, stdin bool) stdio {
+func reopenFIFOs(dir string, pid int, stdin bool) stdio {
 	var s stdio
-	s.stdout, _ = openFile(filepath.Join(dir, stdoutFIFO.name), unix.O_RDONLY|unix.O_NONBLOCK)
-	s.stderr, _ = openFile(filepath.Join(dir, stderrFIFO.name), unix.O_RDONLY|unix.O_NONBLOCK)
+	s.stdout, _ = stdoutFIFO.reopen(dir, pid, unix.O_RDONLY)
+	s.stderr, _ = stderrFIFO.reopen(dir, pid, unix.O_RDONLY)
 	if stdin {
-		s.stdin, _ = openInput(dir)
+		s.stdin, _ = stdinFIFO.reopen(dir, pid, unix.O_WRONLY)
 	}
 	return s
 }
 
-// openInput opens one more write end of a container's input. It is nil if nobody reads it any more.
-func openInput(dir string) (*os.File, error) {
-	f, err := openFile(filepath.Join(dir, stdinFIFO.name), unix.O_WRONLY|unix.O_NONBLOCK)
+// reopen opens one side of the FIFO, by its name or, if somebody has emptied the run dir, through the workload, which has the
+// other side open.
+func (f fifo) reopen(dir string, pid, side int) (*os.File, error) {
+	path := filepath.Join(dir, f.name)
+	file, err := openFile(path, side|unix.O_NONBLOCK)
+	if !errors.Is(err, os.ErrNotExist) {
+		return file, err
+	}
+	through := fmt.Sprintf("/proc/%d/fd/%d", pid, f.fd)
+	if named, lerr := os.Readlink(through); lerr != nil || named != path+" (deleted)" {
+		return nil, err // the workload has put something else in its place
+	}
+	return openThrough(through, side)
+}
+
+// openThrough opens the FIFO once more that a link in /proc leads to, whether it has a name or not.
+func openThrough(link string, side int) (*os.File, error) {
+	info, err := os.Stat(link)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&os.ModeNamedPipe == 0 {
+		return nil, fmt.Errorf("%s is no FIFO: %w", link, errdefs.ErrFailedPrecondition)
+	}
+	fd, err := unix.Open(link, side|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: link, Err: err}
+	}
+	return os.NewFile(uintptr(fd), link), nil
+}
+
+// openInput opens one more write end of a container's input, for a client. It is nil if nobody reads it any more.
+func (s *stdio) openInput() (f *os.File, err error) {
+	if s.stdin == nil {
+		return nil, nil
+	}
+	err = control(s.stdin, func(fd int) error {
+		f, err = openThrough(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_WRONLY)
+		return err
+	})
 	if errors.Is(err, unix.ENXIO) {
 		return nil, nil
 	}
