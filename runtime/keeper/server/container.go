@@ -29,18 +29,21 @@ type container struct {
 	viewers viewers
 	// dead is closed when the process has ended; its output may not be on disk yet.
 	dead chan struct{}
-	// starting and deleting are held by those who do that.
-	starting, deleting sync.Mutex
+	// deleting is held by who does that.
+	deleting sync.Mutex
 
 	mu      sync.Mutex
 	rec     record
 	proc    *process // nil while the container is made, or if the process was gone when this keeper came
 	started bool
-	adopted bool
-	ending  bool  // nothing is taken over any more: the end was seen
-	io      stdio // empty when the container has ended
-	pumps   []*pump
-	execs   map[string]*execution
+	// starting is not nil while a start is under way; untold says that nobody waited for its success.
+	starting *starting
+	untold   bool
+	adopted  bool
+	ending   bool  // nothing is taken over any more: the end was seen
+	io       stdio // empty when the container has ended
+	pumps    []*pump
+	execs    map[string]*execution
 }
 
 func (k *Keeper) newContainer(req keeper.CreateRequest) *container {
@@ -204,41 +207,86 @@ func (c *container) closeIO(written <-chan struct{}) {
 	}
 }
 
-// start lets the workload go: init waits until somebody opens the exec FIFO for reading, and writes a byte before it
-// executes the workload. The FIFO is opened without blocking and the process watched meanwhile, since a blocked open
-// cannot be called off when init has died.
+// starting is a start from the moment on in which init may go on: there is no way back then, whoever asked for it.
+type starting struct {
+	callers int
+	done    chan struct{}
+	err     error // when done is closed
+}
+
+// start lets the workload go. If ctx ends when init may go on already, the start itself goes on, and the next call joins it
+// or gets its result.
 func (c *container) start(ctx context.Context) error {
-	c.starting.Lock()
-	defer c.starting.Unlock()
-	if err := c.startable(); err != nil {
+	s, err := c.beginStart(ctx)
+	if s == nil {
 		return err
+	}
+	select {
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.starting != s {
+			return s.err
+		}
+		s.callers--
+		return ctx.Err()
+	}
+}
+
+// beginStart opens the exec FIFO for reading, for which init waits, unless somebody has. It does so without blocking: a
+// blocked open cannot be called off when init has died. Without an error, nil is a start that has succeeded.
+func (c *container) beginStart(ctx context.Context) (*starting, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.starting != nil {
+		c.starting.callers++
+		return c.starting, nil
+	}
+	if c.untold {
+		c.untold = false
+		return nil, nil
+	}
+	if err := errors.Join(c.startable(), ctx.Err()); err != nil {
+		return nil, err
 	}
 	f, err := openFile(c.execFIFO(), unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	s := &starting{callers: 1, done: make(chan struct{})}
+	c.starting = s
+	c.k.doWork(func() {
+		s.err = c.finishStart(f)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.starting, c.untold = nil, s.err == nil && s.callers == 0
+		close(s.done)
+	})
+	return s, nil
+}
+
+// finishStart waits for the byte that init writes before it executes the workload. Without a reader init would end.
+func (c *container) finishStart(f *os.File) error {
 	defer f.Close()
 	over := make(chan struct{})
 	defer close(over)
+	giveUp := func() { f.SetReadDeadline(time.Unix(1, 0)) }
 	go func() {
 		select {
 		case <-c.dead:
-		case <-ctx.Done():
+			giveUp()
 		case <-over:
-			return
 		}
-		f.SetReadDeadline(time.Unix(1, 0))
 	}()
 	if c.adopted {
 		go func() {
 			c.untilWorkload(over)
-			f.SetReadDeadline(time.Unix(1, 0))
+			giveUp()
 		}()
 	}
 	if !awaitByte(f) && !(c.adopted && c.runsWorkload()) {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		return fmt.Errorf("its init has died: %w", errdefs.ErrFailedPrecondition)
 	}
 	failpoint.Here(failpoint.KeeperOpened)
@@ -253,10 +301,23 @@ func (c *container) start(ctx context.Context) error {
 	return nil
 }
 
-// startable is c's table of what Start finds.
-func (c *container) startable() error {
+// awaitStart waits a moment for a start that is under way, so that who asks next hears what becomes of it.
+func (c *container) awaitStart(ctx context.Context) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	s := c.starting
+	c.mu.Unlock()
+	if s == nil {
+		return
+	}
+	select {
+	case <-s.done:
+	case <-time.After(workloadGrace):
+	case <-ctx.Done():
+	}
+}
+
+// startable is c's table of what Start finds; c.mu is held.
+func (c *container) startable() error {
 	phase, ok := c.phase()
 	if !ok {
 		return fmt.Errorf("it is being made: %w", errdefs.ErrFailedPrecondition)

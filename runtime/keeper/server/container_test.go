@@ -116,6 +116,54 @@ func TestStartRefuses(t *testing.T) {
 	n.exit("stopped", "")
 }
 
+// A daemon that dies over a start, or whose call ends, takes nothing back: init, which may go on by then, would find nobody who
+// reads its word, or say it to nobody. Who asks next hears of one start, not of two.
+func TestCancelledStartGoesOn(t *testing.T) {
+	n := newNode(t)
+	for i := range 20 {
+		id := fmt.Sprint("c", i)
+		p := n.create(id, "echo once; exec sleep 1000")
+		if err := unix.Kill(p.Pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(n.ctx())
+		result := make(chan error)
+		go func() { result <- n.c.Start(ctx, id) }()
+		eventually(t, "the FIFO to be open", func() bool {
+			return isOpen(filepath.Join(n.dir, keeper.LibcontainerDir, id, "exec.fifo"))
+		})
+		cancel()
+		if err := <-result; !errors.Is(err, context.Canceled) {
+			t.Fatalf("cancelled Start: %v", err)
+		}
+		if i%2 == 0 { // it joins
+			go func() { result <- n.c.Start(n.ctx(), id) }()
+		}
+		if err := unix.Kill(p.Pid, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			if err := <-result; err != nil {
+				t.Fatalf("Start of what is being started: %v", err)
+			}
+		}
+		eventually(t, "the workload", func() bool { out, _ := n.logged(id); return out == "once\n" })
+		if s := n.state(id); s.Phase != keeper.PhaseRunning {
+			t.Fatalf("the workload runs, and the keeper says %s", s.Phase)
+		}
+	}
+}
+
+// isOpen says whether somebody has the FIFO open for reading.
+func isOpen(fifo string) bool {
+	fd, err := unix.Open(fifo, unix.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
 func TestSignal(t *testing.T) {
 	n := newNode(t)
 	n.run("trap", `trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done`)

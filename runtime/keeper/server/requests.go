@@ -43,7 +43,7 @@ func (k *Keeper) request(ctx context.Context, from *conn, msg keeper.Message, fi
 	case keeper.KindAdopt:
 		return k.requestAdopt(ctx, msg.Body)
 	case keeper.KindList:
-		return reply{body: k.list()}, nil
+		return reply{body: k.list(ctx)}, nil
 	case keeper.KindFilter:
 		return k.requestFilter(ctx, msg.Body)
 	case keeper.KindShutdown:
@@ -188,10 +188,11 @@ func (k *Keeper) requestAdopt(ctx context.Context, body json.RawMessage) (reply,
 	return reply{body: s}, nil
 }
 
-func (k *Keeper) list() []keeper.State {
+func (k *Keeper) list(ctx context.Context) []keeper.State {
 	all := k.all()
 	states := make([]keeper.State, 0, len(all))
 	for _, c := range all {
+		c.awaitStart(ctx)
 		if s, ok := c.state(); ok {
 			states = append(states, s)
 		}
