@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
@@ -67,6 +70,62 @@ func (s attachments) create(a attachment) error {
 		return fmt.Errorf("sandbox %s is attached: %w", a.Request.SandboxID, errdefs.ErrAlreadyExists)
 	}
 	return atomicfile.WriteJSON(path, a, 0o600)
+}
+
+// begin locks the record of a sandbox for its ADD. The plugins inherit the file, and the lock with it: if this daemon dies
+// while they run, they still have it. end ends it for all who have the file.
+func (s attachments) begin(sandboxID string) (lock *os.File, end func(), err error) {
+	path, err := s.path(sandboxID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if lock, err = os.Open(path); err != nil {
+		return nil, nil, err
+	}
+	if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return lock, func() {
+		_ = unix.Flock(int(lock.Fd()), unix.LOCK_UN) // a process that a plugin left behind may have it too
+		lock.Close()
+	}, nil
+}
+
+const (
+	// orphanLimit is how long plugins may go on whose daemon was killed.
+	orphanLimit = 30 * time.Second
+	orphanLook  = 10 * time.Millisecond
+)
+
+// awaitOrphans waits for the plugins of an ADD whose daemon was killed: what they still do, a DEL beside them would not undo.
+func (s attachments) awaitOrphans(ctx context.Context, sandboxID string) error {
+	path, err := s.path(sandboxID)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for began := time.Now(); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) > orphanLimit {
+			return fmt.Errorf("plugins of an earlier ADD: %w", err)
+		}
+		select {
+		case <-time.After(orphanLook):
+		case <-ctx.Done():
+			return fmt.Errorf("plugins of an earlier ADD: %w", ctx.Err())
+		}
+	}
 }
 
 // load reads the record of a sandbox; ErrNotFound where there is none.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -169,7 +170,12 @@ func (c *CNI) Attach(ctx context.Context, req Request) (Result, error) {
 		return Result{}, err
 	}
 	failpoint.Here(failpoint.CNIRecorded)
-	res, err := c.add(ctx, conf, rt)
+	lock, end, err := c.records.begin(req.SandboxID)
+	if err != nil {
+		return Result{}, err
+	}
+	res, err := c.add(ctx, conf, rt, lock)
+	end()
 	failpoint.Here(failpoint.CNIAdded)
 	if err != nil {
 		// The plugins before the one that failed have done their part, and the caller's time may be over.
@@ -179,11 +185,12 @@ func (c *CNI) Attach(ctx context.Context, req Request) (Result, error) {
 	return res, nil
 }
 
-// add runs ADD of the network's plugins.
-func (c *CNI) add(ctx context.Context, conf *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (Result, error) {
+// add runs ADD of the network's plugins, which inherit lock.
+func (c *CNI) add(ctx context.Context, conf *libcni.NetworkConfigList, rt *libcni.RuntimeConf, lock *os.File) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, addLimit)
 	defer cancel()
-	res, err := c.lib.AddNetworkList(ctx, conf, rt)
+	lib := libcni.NewCNIConfigWithCacheDir(c.cfg.BinDirs, c.cfg.CacheDir, &pluginExec{inherited: []*os.File{lock}})
+	res, err := lib.AddNetworkList(ctx, conf, rt)
 	if err != nil {
 		return Result{}, fmt.Errorf("CNI ADD of network %s: %w", conf.Name, err)
 	}
@@ -244,6 +251,12 @@ func (c *CNI) detach(ctx context.Context, a attachment) error {
 		return err
 	}
 	defer release()
+	if err := c.records.awaitOrphans(ctx, a.Request.SandboxID); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		c.log.Warn("plugins whose daemon was killed do not end, detaching beside them", "sandbox", a.Request.SandboxID, "err", err)
+	}
 	for try := 1; ; try++ {
 		err = c.del(ctx, a.Request.SandboxID, conf, rt)
 		if err == nil || try == detachTries {

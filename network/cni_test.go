@@ -214,6 +214,43 @@ func TestCNIRestoreDetachesTheDead(t *testing.T) {
 	}
 }
 
+// A daemon that is killed over ADD leaves its plugins at work. The next one undoes what they do when they have done it.
+func TestCNIDetachAfterTheOrphans(t *testing.T) {
+	f := newFakeNetwork(t)
+	f.write("10-test.conflist", map[string]string{"ADD": "slow"})
+	before, after := f.open(), f.open()
+	req := Request{SandboxID: "s1", Name: "p", Namespace: "n", NetNS: "/proc/self/ns/net"}
+	attached, detached := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := before.Attach(t.Context(), req)
+		attached <- err
+	}()
+	for called := false; !called; time.Sleep(time.Millisecond) {
+		_, err := os.Stat(f.log)
+		called = err == nil
+	}
+	go func() { detached <- after.Detach(t.Context(), req) }()
+	select {
+	case err := <-detached:
+		t.Errorf("detached while ADD runs: %v", err)
+		detached <- err
+	case <-time.After(time.Second):
+	}
+	if err := os.WriteFile(f.log+"-go", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-attached, <-detached); err != nil {
+		t.Fatal(err)
+	}
+	calls := f.calls()
+	if got := commands(calls); !slices.Equal(got, []string{"ADD", "ended", "DEL"}) {
+		t.Errorf("the plugin was called: %v", got)
+	}
+	if record := filepath.Join(f.dir, "cache", "attachments", "s1.json"); calls[1] != "ended "+record {
+		t.Errorf("the plugin has not inherited %s: %q", record, calls[1])
+	}
+}
+
 func TestCNIDamagedRecord(t *testing.T) {
 	f := newFakeNetwork(t)
 	f.write("10-a.conflist", nil)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -29,7 +30,10 @@ const (
 
 // pluginExec runs plugins for libcni. Its own way of doing so would wait for ever on a process that a killed plugin left
 // with its output, and tells nothing of what a plugin wrote to stderr.
-type pluginExec struct{ version.PluginDecoder }
+type pluginExec struct {
+	version.PluginDecoder
+	inherited []*os.File // plugins get these besides
+}
 
 // FindInPath finds a plugin's program.
 func (*pluginExec) FindInPath(plugin string, paths []string) (string, error) {
@@ -56,6 +60,7 @@ func (e *pluginExec) exec(ctx context.Context, path string, stdin []byte, env []
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.ExtraFiles = e.inherited
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killDelay

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // fakeName is the name of a plugin that is this test program. What it does stands in its configuration.
@@ -17,7 +18,7 @@ const fakeName = "berth-fake"
 // fakeConf is its configuration.
 type fakeConf struct {
 	// Do is, by command, how it behaves: empty (well), fail, fail once, hang, orphan (hang in a child that holds the
-	// output), rubbish or flood.
+	// output), slow (until its log has a sibling with the name go; says what it has inherited), rubbish or flood.
 	Do map[string]string `json:"do"`
 	// Log is a file that gets a line for each call.
 	Log           string          `json:"log"`
@@ -52,6 +53,12 @@ func fakePlugin() int {
 		return 1
 	case "hang":
 		select {}
+	case "slow":
+		inherited, _ := os.Readlink("/proc/self/fd/3")
+		for _, err := os.Stat(conf.Log + "-go"); err != nil; _, err = os.Stat(conf.Log + "-go") {
+			time.Sleep(time.Millisecond)
+		}
+		fmt.Fprintln(log, "ended", inherited)
 	case "orphan":
 		child := exec.Command("sleep", "1000")
 		child.Stdout = os.Stdout
