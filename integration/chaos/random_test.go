@@ -76,6 +76,9 @@ func atRandom(t *testing.T, cni bool, seed uint64, kills int) {
 		if t.Failed() {
 			t.Fatalf("after %d kills; SEED=%d", done+killsPerRound, seed)
 		}
+		if (done+killsPerRound)%500 == 0 {
+			t.Logf("%d kills", done+killsPerRound)
+		}
 	}
 	r.witnesses.wantStarted(t)
 }

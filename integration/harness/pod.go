@@ -142,7 +142,7 @@ func (p *Pod) Sh(t testing.TB, name, script string, change ...func(*cri.Containe
 // Idle runs a container that does nothing until it is told to end.
 func (p *Pod) Idle(t testing.TB, name string, change ...func(*cri.ContainerConfig)) *Container {
 	t.Helper()
-	return p.Sh(t, name, `trap "exit 0" TERM; while :; do sleep 1000 & wait; done`, change...)
+	return p.Sh(t, name, `trap "exit 0" TERM; while :; do sleep 1000000 & wait; done`, change...)
 }
 
 // Start starts the container.
