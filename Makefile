@@ -38,6 +38,7 @@ help: ## Show this list
 
 include internal/pause/Makefile
 include internal/enter/Makefile
+include internal/hold/Makefile
 
 ##@ Build
 
@@ -202,7 +203,7 @@ staticcheck:
 ##@ Look after
 
 .PHONY: lint
-lint: deps staticcheck pause-check enter-check ## Check the format, go vet, staticcheck, and the embedded programs
+lint: deps staticcheck pause-check enter-check hold-check ## Check the format, go vet, staticcheck, and the embedded programs
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { printf 'not formatted by gofmt:\n%s\n' "$$unformatted"; exit 1; }
 	$(GO) vet -tags 'seccomp integration' ./...
 	$(GO) vet -tags failpoints ./internal/failpoint

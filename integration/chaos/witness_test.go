@@ -33,7 +33,7 @@ func withPort(port int32) func(*cri.PodSandboxConfig) {
 	}
 }
 
-// witnesses run through all kills: one that writes numbers and serves a host port, one that answers on its input, one in a
+// witnesses run through all kills: one that writes numbers and serves a host port, one that answers on its input, one on its terminal, one in a
 // pod with a PID namespace of its own, and one that is created and never started.
 type witnesses struct {
 	rig     *rig
@@ -41,6 +41,8 @@ type witnesses struct {
 	seen    map[string]facts // by container
 	counter *harness.Container
 	echo    *harness.Container
+	screen  *harness.Container
+	sharing *harness.Container
 	created *harness.Container
 	all     []*harness.Container
 	written int // lines that were in the counter's log
@@ -67,16 +69,17 @@ func newWitnesses(t *testing.T, r *rig) *witnesses {
 	first := n.RunPod(t, "witness", withPort(witnessPort))
 	w.counter = first.Sh(t, "counter", "i=0; while :; do i=$((i+1)); echo $i;"+counterPause+"; done")
 	w.echo = first.Sh(t, "echo", `while read x; do echo "heard $x"; done`, func(c *cri.ContainerConfig) { c.Stdin = true })
+	w.screen = first.Sh(t, "screen", `while read x; do echo "heard $x"; done`, func(c *cri.ContainerConfig) { c.Stdin, c.Tty = true, true })
 	server := first.Run(t, harness.ContainerConfig("web", images.Tools, "web", "-listen", ":80"))
 	shared := n.RunPod(t, "witness-shared", func(c *cri.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 	})
-	sharing := shared.Idle(t, "app", func(c *cri.ContainerConfig) {
+	w.sharing = shared.Idle(t, "app", func(c *cri.ContainerConfig) {
 		c.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_POD}
 	})
 	w.created = shared.Create(t, harness.ContainerConfig("created", images.Tools, "sleep", "1000"))
 	w.pods = []*harness.Pod{first, shared}
-	w.all = []*harness.Container{w.counter, w.echo, server, sharing, w.created}
+	w.all = []*harness.Container{w.counter, w.echo, w.screen, server, w.sharing, w.created}
 	for _, c := range w.all {
 		w.seen[c.ID] = look(t, c)
 	}
@@ -120,21 +123,22 @@ func (w *witnesses) verify(t *testing.T, killed who) {
 			t.Errorf("%s was %+v and is %+v", c.Config.Metadata.Name, w.seen[c.ID], got)
 		}
 	}
-	for _, c := range []*harness.Container{w.counter, w.all[3]} {
+	for _, c := range []*harness.Container{w.counter, w.screen, w.sharing} {
 		if got := c.Exec(t, "echo", "alive"); got != "alive" {
 			t.Errorf("exec in %s: %q", c.Config.Metadata.Name, got)
 		}
 	}
-	w.attach(t)
+	w.attach(t, w.echo)
+	w.attach(t, w.screen)
 	w.visit(t)
 	w.gaps = w.gaps || killed == keeper || killed == both
 	w.count(t)
 }
 
-// attach talks to the witness that answers.
-func (w *witnesses) attach(t *testing.T) {
+// attach talks to a witness that answers.
+func (w *witnesses) attach(t *testing.T, c *harness.Container) {
 	t.Helper()
-	resp, err := w.rig.node.Runtime.Attach(harness.Ctx(t), &cri.AttachRequest{ContainerId: w.echo.ID, Stdin: true, Stdout: true})
+	resp, err := w.rig.node.Runtime.Attach(harness.Ctx(t), &cri.AttachRequest{ContainerId: c.ID, Stdin: true, Stdout: true, Tty: c.Config.Tty})
 	if err != nil {
 		t.Errorf("attach: %v", err)
 		return
@@ -159,7 +163,7 @@ func (w *witnesses) attach(t *testing.T) {
 		return
 	}
 	var got string
-	for !strings.Contains(got, "heard "+word+"\n") {
+	for !strings.Contains(strings.ReplaceAll(got, "\r", ""), "heard "+word+"\n") {
 		var m []byte
 		if err := websocket.Message.Receive(ws, &m); err != nil {
 			t.Errorf("attach: after %q: %v", got, err)

@@ -84,9 +84,14 @@ func (c *container) takeOver(ctx context.Context) {
 		c.log = crilog.OpenLater(req.LogPath, req.MaxLogLine)
 	}
 	c.log.Lost = c.sayLost
-	if !req.Terminal {
+	if req.Terminal {
+		c.io.console = c.fetchConsole()
+	} else {
 		c.io = reopenFIFOs(c.dir, c.rec.Process.Pid, req.Stdin && !c.rec.StdinClosed)
 		c.resync()
+	}
+	if c.rec.StdinClosed {
+		c.letGo() // the keeper before may have died over it
 	}
 	c.pump()
 	proc, err := openProcess(c.rec.Process)
@@ -95,7 +100,19 @@ func (c *container) takeOver(ctx context.Context) {
 		return
 	}
 	c.proc = proc
+	c.holdAgain()
 	go c.watch(proc, closed)
+}
+
+// holdAgain is hold for a container that was taken over: its holder may have been killed, or it is of a keeper that had none.
+func (c *container) holdAgain() {
+	before := c.rec.Holder
+	if c.hold(); c.rec.Holder == before {
+		return
+	}
+	if err := c.saveRecord(); err != nil {
+		c.k.log.Error("record a holder, known to this keeper only", "container", c.id, "error", err)
+	}
 }
 
 // resync keeps the end of a line whose beginning went with the keeper before from passing for a line.
@@ -245,6 +262,7 @@ func (k *Keeper) restore(s keeper.Spare, files map[string]*os.File) {
 		delete(files, keeper.FileConsole)
 		c.io.console = console
 		c.pumps = append(c.pumps, startPump(c, console, keeper.Stdout, true))
+		c.holdAgain()
 	}
 	if c.proc == nil {
 		if c.proc = takeProcess(s.Process, files); c.proc != nil {

@@ -435,6 +435,7 @@ func (c *container) closeStdin() error {
 	if err := c.saveRecord(); err != nil { // before the act: a next keeper must not open it again
 		return err
 	}
+	c.letGo()
 	if c.io.stdin != nil {
 		c.io.stdin.Close()
 		c.io.stdin = nil

@@ -147,6 +147,7 @@ func (c *container) becomeCreated(proc *process, ours stdio) error {
 	defer c.mu.Unlock()
 	c.rec.Launcher, c.rec.Process = keeper.Process{}, proc.Process
 	c.proc, c.io = proc, ours
+	c.hold()
 	if err := c.saveRecord(); err != nil {
 		c.rec.Process = keeper.Process{}
 		return err

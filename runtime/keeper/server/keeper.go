@@ -86,6 +86,7 @@ type Keeper struct {
 	reaper    *reaper
 	pool      *pool
 	entry     *entry
+	holding   *os.File // the hold program, sealed
 	exits     *exitLog
 	roster    roster
 	// work and flow are what has to end before the keeper can be replaced.
@@ -161,6 +162,10 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
+	holding, err := newHoldProgram()
+	if err != nil {
+		return nil, err
+	}
 	return &Keeper{
 		runDir:     cfg.RunDir,
 		build:      cfg.Build,
@@ -170,6 +175,7 @@ func newKeeper(cfg Config, stop context.CancelFunc) (*Keeper, error) {
 		self:       self,
 		reaper:     newReaper(),
 		entry:      entry,
+		holding:    holding,
 		exits:      newExitLog(),
 		roster:     roster{all: make(map[*viewer]struct{})},
 		stop:       stop,

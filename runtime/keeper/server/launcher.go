@@ -190,6 +190,11 @@ func startProcess(binary *os.File, args []string, files ...*os.File) (*process, 
 	for _, f := range files {
 		fds = append(fds, f.Fd())
 	}
+	return startWith(binary, args, fds)
+}
+
+// startWith is startProcess with the numbers of descriptors.
+func startWith(binary *os.File, args []string, fds []uintptr) (*process, error) {
 	pidfd := -1
 	restore := sigmask.Clear()
 	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.

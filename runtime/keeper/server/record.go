@@ -23,6 +23,8 @@ type record struct {
 	// Launcher is at work while Process is zero.
 	Launcher keeper.Process `json:"launcher,omitzero"`
 	Process  keeper.Process `json:"process,omitzero"`
+	// Holder has the terminal, or an input that is to end, open beside the keeper.
+	Holder keeper.Process `json:"holder,omitzero"`
 	// StdinClosed keeps a next keeper from opening the input again.
 	StdinClosed bool         `json:"stdinClosed,omitempty"`
 	Exit        *keeper.Exit `json:"exit,omitempty"`

@@ -223,9 +223,9 @@ func TestTheKeeperDiesTwice(t *testing.T) {
 	n.wantAdopted(n.exit("c", ""), 3)
 }
 
-func TestKeeperAndDaemonDie(t *testing.T) {
+// An exit while neither a keeper nor a daemon holds anything is nobody's to tell.
+func TestExitWithoutKeeperAndDaemon(t *testing.T) {
 	n := newNode(t)
-	n.run("tty", "exec sleep 1000", func(r *keeper.CreateRequest) { r.Terminal = true })
 	n.run("gone", "exec sleep 1000")
 	pid := n.pid("gone")
 	n.kill()
@@ -234,12 +234,8 @@ func TestKeeperAndDaemonDie(t *testing.T) {
 	eventually(t, "the container to end", func() bool { return !alive(pid) })
 	n.start()
 	n.c = n.dial()
-	// The hangup of its terminal ends the other one, sooner or later.
-	for range 2 {
-		e := <-n.c.Exits()
-		if e.ID == "gone" && (!e.Unknown || e.Code != keeper.UnknownExitCode) {
-			t.Errorf("the exit is %+v, want unknown", e)
-		}
+	if e := n.exit("gone", ""); !e.Unknown || e.Code != keeper.UnknownExitCode {
+		t.Errorf("the exit is %+v, want unknown", e)
 	}
 }
 
@@ -285,6 +281,62 @@ func TestADamagedRecordIsSetAside(t *testing.T) {
 		t.Error("nothing is said of it")
 	}
 	os.Truncate(filepath.Join(n.dir, keeper.LogName), 0) // end fails for errors in it
+}
+
+// Keeper and daemon die at once, and with them all that they have of terminals and inputs that are to end: the holders have
+// more. They end with the workload, or when the input does.
+func TestKeeperAndDaemonDie(t *testing.T) {
+	n := newNode(t)
+	n.run("tty", `while read x; do echo got $x; [ $x = end ] && exit 6; done; exit 9`, func(r *keeper.CreateRequest) {
+		r.Terminal, r.Stdin = true, true
+	})
+	n.run("once", `while read x; do echo got $x; done; exit 7`, func(r *keeper.CreateRequest) { r.Stdin, r.StdinOnce = true, true })
+	say := func(id, word string) {
+		t.Helper()
+		a := n.attach(id)
+		if _, err := io.WriteString(a.Stdin, word+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, id+" to answer "+word, func() bool {
+			out, _ := n.logged(id)
+			return strings.Contains(strings.ReplaceAll(out, "\r", ""), "got "+word+"\n")
+		})
+		a.Close()
+	}
+	holders := map[string]keeper.Process{}
+	for _, id := range []string{"tty", "once"} {
+		say(id, "first")
+		var rec record
+		if err := readRecord(filepath.Join(n.dir, keeper.ContainersDir, id, recordName), &rec); err != nil || rec.Holder.Pid == 0 {
+			t.Fatalf("%s has the holder %+v, %v", id, rec.Holder, err)
+		}
+		holders[id] = rec.Holder
+	}
+	for range 2 { // also those whose keeper has adopted them
+		n.kill()
+		n.c.Close()
+		n.start()
+		n.c = n.dial()
+		for _, id := range []string{"tty", "once"} {
+			if s := n.state(id); s.Phase != keeper.PhaseRunning || s.ConsoleLost {
+				t.Fatalf("%s is %+v", id, s)
+			}
+		}
+	}
+	say("tty", "second")
+	say("once", "second")
+	if err := n.c.CloseStdin(n.ctx(), "once"); err != nil {
+		t.Fatal(err)
+	}
+	n.wantAdopted(n.exit("once", ""), 7)
+	say("tty", "end")
+	n.wantAdopted(n.exit("tty", ""), 6)
+	for id, p := range holders {
+		eventually(t, "the holder of "+id+" to end", func() bool {
+			now, err := readProcess(p.Pid)
+			return err != nil || now != p
+		})
+	}
 }
 
 func TestOneKeeper(t *testing.T) {

@@ -157,6 +157,7 @@ func (c *container) goOn(ctx context.Context) {
 	default:
 		c.pump()
 		if c.proc != nil {
+			c.holdAgain()
 			go c.watch(c.proc, closed)
 		} else {
 			go c.awaitSpare(ctx)
