@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/integration/harness"
@@ -262,7 +264,8 @@ func idleConfig(name string) *cri.ContainerConfig {
 }
 
 func TestHugePageLimit(t *testing.T) {
-	pod := sharedNode(t).RunPod(t, "huge-pages")
+	n := sharedNode(t)
+	pod := n.RunPod(t, "huge-pages")
 	app := pod.Idle(t, "app", withResources(&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}}))
 	file := "hugetlb.2MB.max"
 	if !cgroup2() {
@@ -277,6 +280,25 @@ func TestHugePageLimit(t *testing.T) {
 	}
 	if got := strings.TrimSpace(string(resp.Stdout)); got != "4194304" {
 		t.Errorf("%s is %s", file, got)
+	}
+
+	// The size is a part of the file's name: one that leads elsewhere would limit the memory of the container beside.
+	before := ownLimit(t, app, "memory.max", "memory/memory.limit_in_bytes")
+	for _, size := range []string{"", "3MB", "/../../" + filepath.Base(hostCgroup(t, app)) + "/memory"} {
+		bad := &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: size, Limit: 512 << 20}}}
+		config := idleConfig("bad")
+		config.Linux.Resources = bad
+		_, err := n.Runtime.CreateContainer(harness.Ctx(t), &cri.CreateContainerRequest{PodSandboxId: pod.ID, Config: config, SandboxConfig: pod.Config})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("huge pages of size %q, created: %v", size, err)
+		}
+		_, err = n.Runtime.UpdateContainerResources(harness.Ctx(t), &cri.UpdateContainerResourcesRequest{ContainerId: app.ID, Linux: bad})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("huge pages of size %q, updated: %v", size, err)
+		}
+	}
+	if after := ownLimit(t, app, "memory.max", "memory/memory.limit_in_bytes"); after != before {
+		t.Errorf("the memory limit was %s and is %s", before, after)
 	}
 }
 

@@ -32,10 +32,13 @@ type nodeFacts struct {
 
 func probeNode(cfg Config) nodeFacts {
 	n := nodeFacts{spec: spec.Node{
-		Unified: cfg.Cgroups.Unified, Swap: cfg.Cgroups.Swap, Hugetlb: cfg.Cgroups.Has("hugetlb"),
+		Unified: cfg.Cgroups.Unified, Swap: cfg.Cgroups.Swap,
 		RecursiveReadOnly: probeRecursiveReadOnly() == nil,
 		Seccomp:           fileExists("/proc/sys/kernel/seccomp/actions_avail"),
 	}}
+	if cfg.Cgroups.Has("hugetlb") {
+		n.spec.HugePageSizes = cfg.Cgroups.HugePageSizes
+	}
 	n.limitations = append(n.limitations, cfg.Cgroups.Limitations()...)
 	lacks := func(err error, words string) {
 		if err != nil {

@@ -77,6 +77,11 @@ func LinuxResources(r *cri.LinuxContainerResources, node Node) (*specs.LinuxReso
 	}
 	out.Memory.Swap = positive(swap)
 	for _, h := range r.GetHugepageLimits() {
+		// libcontainer makes the size a part of a path. Without the controller no size is known, and nothing is written.
+		if len(node.HugePageSizes) > 0 && !slices.Contains(node.HugePageSizes, h.GetPageSize()) {
+			return nil, nil, invalid("linux.resources.hugepage_limits.page_size", "%q: this node has %s",
+				h.GetPageSize(), strings.Join(node.HugePageSizes, ", "))
+		}
 		out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})
 	}
 	if len(r.GetUnified()) > 0 {
@@ -101,15 +106,15 @@ func ClampResources(r *specs.LinuxResources, node Node) (limitations []string) {
 		}
 		m.Swap = nil
 	}
-	if !node.Hugetlb {
-		for _, h := range r.HugepageLimits {
-			// The kubelet names a limit of 0 for every size there is.
-			if h.Limit > 0 {
-				limitations = append(limitations, fmt.Sprintf("the limit of %s huge pages is not applied: no hugetlb controller", h.Pagesize))
-			}
+	var hugePages []specs.LinuxHugepageLimit
+	for _, h := range r.HugepageLimits {
+		if slices.Contains(node.HugePageSizes, h.Pagesize) {
+			hugePages = append(hugePages, h)
+		} else if h.Limit > 0 { // the kubelet names a limit of 0 for every size there is
+			limitations = append(limitations, fmt.Sprintf("the limit of %s huge pages is not applied: no hugetlb controller, or no such size", h.Pagesize))
 		}
-		r.HugepageLimits = nil
 	}
+	r.HugepageLimits = hugePages
 	if !node.Unified && len(r.Unified) > 0 {
 		limitations = append(limitations, "settings of cgroup v2 are not applied: this node has v1")
 		r.Unified = nil

@@ -107,9 +107,12 @@ type Node struct {
 	// RlimitCeilings are the highest hard limits that can be set, by name ("RLIMIT_NOFILE"); nil means any.
 	RlimitCeilings map[string]uint64
 
-	// RecursiveReadOnly: mount_setattr works (Linux 5.12). Swap: the kernel accounts swap by cgroup. Hugetlb: the
-	// controller is there. Seccomp and AppArmor: the kernel has them switched on.
-	RecursiveReadOnly, Swap, Hugetlb, Seccomp, AppArmor bool
+	// HugePageSizes are the sizes of huge pages that can be limited ("2MB"); none without the controller hugetlb.
+	HugePageSizes []string
+
+	// RecursiveReadOnly: mount_setattr works (Linux 5.12). Swap: the kernel accounts swap by cgroup. Seccomp and AppArmor:
+	// the kernel has them switched on.
+	RecursiveReadOnly, Swap, Seccomp, AppArmor bool
 	// AppArmorDefault is the name of the loaded profile that RuntimeDefault means.
 	AppArmorDefault string
 	// AppArmorLoaded tells whether a profile is loaded; nil means that the kernel shall find out at the start.

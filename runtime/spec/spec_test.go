@@ -47,7 +47,7 @@ func newRequest() *request {
 		CgroupsPath: "/kubepods/pod1/c1",
 		Hostname:    "web",
 		Shm:         "/run/pod1/shm",
-		Node:        Node{Unified: true, RecursiveReadOnly: true, Swap: true, Hugetlb: true, Seccomp: true},
+		Node:        Node{Unified: true, RecursiveReadOnly: true, Swap: true, HugePageSizes: []string{"1GB", "2MB"}, Seccomp: true},
 	}
 	return r
 }
@@ -321,7 +321,7 @@ func TestCapabilities(t *testing.T) {
 }
 
 func TestResources(t *testing.T) {
-	full := Node{Unified: true, Swap: true, Hugetlb: true}
+	full := Node{Unified: true, Swap: true, HugePageSizes: []string{"1GB", "2MB"}}
 	tests := map[string]struct {
 		asked  *cri.LinuxContainerResources
 		node   Node
@@ -340,6 +340,9 @@ func TestResources(t *testing.T) {
 		"no swap accounting, none asked": {&cri.LinuxContainerResources{MemoryLimitInBytes: 100}, Node{}, `{"memory":{"limit":100},"cpu":{}}`, 0},
 		"huge pages": {&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 7}}}, full,
 			`{"memory":{},"cpu":{},"hugepageLimits":[{"pageSize":"2MB","limit":7}]}`, 0},
+		"huge pages of no size": {&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{Limit: 7}}}, full, "page_size", 0},
+		"huge pages by a path": {&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB"}, {PageSize: "/../../other/memory"}}},
+			full, "page_size", 0},
 		"huge pages without controller": {&cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 7},
 			{PageSize: "1GB"}}}, Node{}, `{"memory":{},"cpu":{}}`, 1},
 		"unified": {&cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "1", "pids.max": "2"}}, full,
@@ -407,6 +410,11 @@ func TestClamp(t *testing.T) {
 		`[-500,[{"type":"RLIMIT_NPROC","hard":5,"soft":5}],{"memory":{"limit":100},"cpu":{}}]`)
 	if limits := Clamp(s, Node{}); len(limits) != 0 {
 		t.Errorf("clamped again: %q", limits)
+	}
+	s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}, {Pagesize: "/../../other/memory", Limit: 2}}
+	limits = Clamp(s, Node{HugePageSizes: []string{"2MB"}})
+	if got := s.Linux.Resources.HugepageLimits; len(limits) != 1 || len(got) != 1 || got[0].Pagesize != "2MB" {
+		t.Errorf("huge pages %v, limitations %q", got, limits)
 	}
 }
 
