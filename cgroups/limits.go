@@ -211,7 +211,8 @@ func setUnified(res *cgroups.Resources, unified map[string]string, h *Host) erro
 		return fmt.Errorf("unified settings need cgroup v2: %w", errdefs.ErrInvalidArgument)
 	}
 	for key := range unified {
-		if strings.Contains(key, "/") || !strings.Contains(key, ".") {
+		controller, parameter, _ := strings.Cut(key, ".")
+		if controller == "" || parameter == "" || strings.Contains(key, "/") {
 			return fmt.Errorf("unified setting %q is not of the form controller.parameter: %w", key, errdefs.ErrInvalidArgument)
 		}
 	}

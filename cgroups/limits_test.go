@@ -49,6 +49,8 @@ func TestSetV2(t *testing.T) {
 		{"huge pages", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 2 * mi}}}, map[string]string{"hugetlb.2MB.max": "2097152", "hugetlb.2MB.rsvd.max": "2097152"}, nil},
 		{"unknown huge pages", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "3MB"}}}, nil, errdefs.ErrInvalidArgument},
 		{"unified", specs.LinuxResources{Unified: map[string]string{"memory.high": "1000"}}, map[string]string{"memory.high": "1000"}, nil},
+		{"unified with a folder", specs.LinuxResources{Unified: map[string]string{"..": "1000"}}, nil, errdefs.ErrInvalidArgument},
+		{"unified without a parameter", specs.LinuxResources{Unified: map[string]string{"memory.": "1000"}}, nil, errdefs.ErrInvalidArgument},
 		{"unified with a path", specs.LinuxResources{Unified: map[string]string{"../memory.high": "1000"}}, nil, errdefs.ErrInvalidArgument},
 		{"devices", specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}}, nil, nil},
 	} {

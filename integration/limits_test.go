@@ -327,7 +327,14 @@ func TestUnifiedSettings(t *testing.T) {
 	if got := ownLimit(t, app, "memory.low", ""); got != "1048576" {
 		t.Errorf("memory.low is %s after the update of another", got)
 	}
-	for _, key := range []string{"no.such", "../memory.max"} {
+	for _, key := range []string{".", "..", "memory."} {
+		bad := &cri.LinuxContainerResources{Unified: map[string]string{key: "1"}}
+		_, err := n.Runtime.UpdateContainerResources(harness.Ctx(t), &cri.UpdateContainerResourcesRequest{ContainerId: app.ID, Linux: bad})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("update of the setting %s: %v", key, err)
+		}
+	}
+	for _, key := range []string{"no.such", "../memory.max", "..", "memory."} {
 		config := idleConfig("bad")
 		config.Linux.Resources = &cri.LinuxContainerResources{Unified: map[string]string{key: "1"}}
 		resp, err := n.Runtime.CreateContainer(harness.Ctx(t), &cri.CreateContainerRequest{PodSandboxId: pod.ID, Config: config, SandboxConfig: pod.Config})

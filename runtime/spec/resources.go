@@ -89,7 +89,8 @@ func LinuxResources(r *cri.LinuxContainerResources, node Node) (*specs.LinuxReso
 			return nil, nil, invalid("linux.resources.unified", "this node has cgroup v1")
 		}
 		for _, key := range slices.Sorted(maps.Keys(r.GetUnified())) {
-			if key == "" || strings.ContainsAny(key, "/\x00") || !strings.Contains(key, ".") {
+			controller, parameter, _ := strings.Cut(key, ".")
+			if controller == "" || parameter == "" || strings.ContainsAny(key, "/\x00") {
 				return nil, nil, invalid("linux.resources.unified", "%q is not the name of a cgroup file", key)
 			}
 		}

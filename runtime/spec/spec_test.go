@@ -349,6 +349,8 @@ func TestResources(t *testing.T) {
 			`{"memory":{},"cpu":{},"unified":{"memory.high":"1","pids.max":"2"}}`, 0},
 		"unified on v1":    {&cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}}, Node{}, "unified", 0},
 		"unified path":     {&cri.LinuxContainerResources{Unified: map[string]string{"../x.y": "1"}}, full, "unified", 0},
+		"unified folder":   {&cri.LinuxContainerResources{Unified: map[string]string{"..": "1"}}, full, "unified", 0},
+		"unified half":     {&cri.LinuxContainerResources{Unified: map[string]string{"memory.": "1"}}, full, "unified", 0},
 		"unified procs":    {&cri.LinuxContainerResources{Unified: map[string]string{"": "1"}}, full, "unified", 0},
 		"swap below limit": {&cri.LinuxContainerResources{MemoryLimitInBytes: 100, MemorySwapLimitInBytes: 50}, full, "memory_swap_limit", 0},
 		"negative":         {&cri.LinuxContainerResources{CpuShares: -1}, full, "cpu_shares", 0},
