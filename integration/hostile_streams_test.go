@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,18 +91,19 @@ func spdyForward(t *testing.T, pod *harness.Pod) httpstream.Connection {
 	return conn
 }
 
-// forwardOne opens the two streams that stand for one connection to a port.
-func forwardOne(conn httpstream.Connection, port, id int) (data httpstream.Stream, err error) {
-	for _, kind := range []string{portforward.StreamTypeError, portforward.StreamTypeData} {
+// forwardOne opens the two streams that stand for one connection to a port. What comes back on them has to be read, if the
+// session's other streams are to go on: the library has no queue.
+func forwardOne(conn httpstream.Connection, port, id int) (both [2]httpstream.Stream, err error) {
+	for i, kind := range []string{portforward.StreamTypeError, portforward.StreamTypeData} {
 		h := http.Header{}
 		h.Set(portforward.StreamType, kind)
 		h.Set(portforward.PortHeader, fmt.Sprint(port))
 		h.Set(portforward.PortForwardRequestIDHeader, fmt.Sprint(id))
-		if data, err = conn.CreateStream(h); err != nil {
-			return nil, err
+		if both[i], err = conn.CreateStream(h); err != nil {
+			return both, err
 		}
 	}
-	return data, nil
+	return both, nil
 }
 
 // wantAsBefore fails if goroutines or descriptors of the daemon are left, a few aside.
@@ -276,12 +278,21 @@ func TestThousandStreams(t *testing.T) {
 	before := usageOf(t, n, app, n.Pid())
 	conn := spdyForward(t, pod)
 	var all sync.WaitGroup
+	var most atomic.Int64 // threads; the daemon gives up on a connection after ten seconds, which may be before the last is made
 	for worker := range 10 {
 		all.Go(func() {
 			for i := range 100 {
-				if _, err := forwardOne(conn, 8083, worker*100+i); err != nil {
+				both, err := forwardOne(conn, 8083, worker*100+i)
+				if err != nil {
 					t.Errorf("stream: %v", err)
 					return
+				}
+				for _, stream := range both {
+					go func() { _, _ = io.Copy(io.Discard, stream) }() // until the session ends
+				}
+				tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", n.Pid()))
+				if now := int64(len(tasks)); now > most.Load() {
+					most.Store(now)
 				}
 			}
 		})
@@ -291,10 +302,10 @@ func TestThousandStreams(t *testing.T) {
 		t.Error(err)
 	}
 	now := usageOf(t, n, app, n.Pid())
-	if now.threads > before.threads+40 {
-		t.Errorf("%d threads, were %d", now.threads, before.threads)
+	if now.threads > before.threads+40 || most.Load() > int64(before.threads+150) { // a moment in the pod's network takes a thread
+		t.Errorf("%d threads, at most %d, were %d", now.threads, most.Load(), before.threads)
 	}
-	t.Logf("before %+v, with a thousand connections %+v", before, now)
+	t.Logf("before %+v, with a thousand connections %+v, at most %d threads", before, now, most.Load())
 	conn.Close()
 	wantAsBefore(t, n, app, before)
 }
