@@ -102,6 +102,7 @@ func (m *hungMount) serve() {
 const (
 	fuseLookup, fuseForget, fuseGetattr, fuseStatfs           = 1, 2, 3, 17
 	fuseSetattr, fuseWrite, fuseRelease, fuseCreate           = 4, 16, 18, 35
+	fuseFlush                                                 = 25 // asked by every close of a file, whoever has others of it open
 	fuseInit, fuseOpendir, fuseReleasedir, fuseAccess         = 26, 27, 29, 34
 	fuseInterrupt, fuseBatchForget, fuseInHeader, fuseOutSize = 36, 42, 40, 16
 )
@@ -145,7 +146,7 @@ func (m *hungMount) answer(req []byte) {
 		body = make([]byte, 16)
 	case fuseStatfs:
 		body = make([]byte, 80)
-	case fuseReleasedir, fuseAccess, fuseRelease:
+	case fuseReleasedir, fuseAccess, fuseRelease, fuseFlush:
 	default:
 		errno = -int32(unix.ENOSYS)
 	}

@@ -36,7 +36,7 @@ var Rules = []Rule{
 	{"runtime/nri", []string{"internal/..."}, "siblings do not know each other"},
 	{"internal/pause", nil, "an embedded program"},
 	{"internal/hold", nil, "an embedded program"},
-	{"internal/enter", []string{"internal/sigmask", "internal/wire"}, "an embedded program, and how it is told what to do"},
+	{"internal/enter", []string{"internal/spawn", "internal/wire"}, "an embedded program, and how it is told what to do"},
 	{"runtime/sandboxns", []string{"internal/...", "network/netns"}, "pins namespaces, the network's among them"},
 
 	{"network", []string{"network/netns", "internal/..."}, "it knows paths, not pods"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,6 +48,8 @@ func open(t testing.TB, path string) *os.File {
 // container starts a process in namespaces of its own and returns its pidfd.
 func container(t testing.TB) *os.File {
 	t.Helper()
+	runtime.LockOSThread() // the process ends with its thread, on which else another goroutine might end
+	t.Cleanup(runtime.UnlockOSThread)
 	cmd := exec.Command("sleep", "infinity")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC, Pdeathsig: unix.SIGKILL,

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-node/berth/internal/sigmask"
+	"github.com/berth-node/berth/internal/spawn"
 	"github.com/berth-node/berth/internal/wire"
 )
 
@@ -85,15 +85,12 @@ func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
 
 // exec starts the program and returns its pidfd.
 func (f *Files) exec(report *os.File) (int, error) {
-	pidfd := -1
-	attr := &syscall.SysProcAttr{PidFD: &pidfd}
+	attr := &syscall.SysProcAttr{}
 	if f.Cgroup != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(f.Cgroup.Fd())
 	}
 	path := fmt.Sprintf("/proc/self/fd/%d", f.Program.Fd())
-	// Not os.StartProcess: it would wait for the child in a thread, and the caller reaps.
-	defer sigmask.Clear()() // a keeper that was replaced has some signals blocked
-	_, _, err := syscall.StartProcess(path, []string{"berth-enter"}, &syscall.ProcAttr{
+	_, pidfd, err := spawn.Start(path, []string{"berth-enter"}, syscall.ProcAttr{
 		Dir: "/",
 		Files: []uintptr{
 			f.Stdio[0].Fd(), f.Stdio[1].Fd(), f.Stdio[2].Fd(),
@@ -101,9 +98,6 @@ func (f *Files) exec(report *os.File) (int, error) {
 		},
 		Sys: attr,
 	})
-	if err == nil && pidfd < 0 {
-		err = errors.New("this kernel gives no pidfd")
-	}
 	return pidfd, err
 }
 

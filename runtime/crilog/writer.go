@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/berth-node/berth/internal/spawn"
 	"golang.org/x/sys/unix"
 )
 
@@ -145,7 +146,7 @@ func openAppend(path string) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return f, nil
+	return spawn.Withhold(f), nil // its mount may come to hang
 }
 
 // cutTorn truncates f behind its last newline. A writer that is killed in the middle of a write leaves half a record.
@@ -434,7 +435,7 @@ type Handover struct {
 }
 
 // HandOver returns what another program needs to go on with the log by Resume: what is in hand, and the file, which stays
-// w's; nil if there is none. Nobody may write until then.
+// w's; nil if there is none. Nobody may write until then. The file itself is to be passed on: to close it may take for ever.
 func (w *Writer) HandOver() (Handover, *os.File) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -453,6 +454,9 @@ func (w *Writer) HandOver() (Handover, *os.File) {
 func Resume(path string, maxLine int, file *os.File, h Handover) *Writer {
 	if maxLine <= 0 {
 		maxLine = DefaultMaxLine
+	}
+	if file != nil {
+		file = spawn.Withhold(file) // a program before may not have known of that
 	}
 	w := &Writer{
 		path: path, maxLine: maxLine, file: file, partial: h.Partial, skip: h.Skip,

@@ -102,8 +102,12 @@ type handedViewer struct {
 	Ended bool   `json:"ended"`
 }
 
-// fdList collects the descriptors that are handed over: duplicates, which nobody else closes.
-type fdList struct{ files []*os.File }
+// fdList collects the descriptors that are handed over: duplicates, which nobody else closes, and files as they are, which
+// nobody closes until then.
+type fdList struct {
+	files []*os.File
+	lent  []int
+}
 
 // add returns the number of a duplicate of from.
 func (l *fdList) add(from syscall.Conn) (int, error) {
@@ -123,12 +127,27 @@ func (l *fdList) add(from syscall.Conn) (int, error) {
 	return fd, nil
 }
 
-// addFile is add for a file that may be nil.
-func (l *fdList) addFile(f *os.File) (int, error) {
+// lend returns the number of f itself, which execve would close, were there a duplicate; 0 for nil. It is for a file that may
+// be on a mount that hangs.
+func (l *fdList) lend(f *os.File) (int, error) {
 	if f == nil {
 		return 0, nil
 	}
-	return l.add(f)
+	fd := 0
+	err := control(f, func(number int) error { fd = number; return nil })
+	if err == nil {
+		l.lent = append(l.lent, fd)
+	}
+	return fd, err
+}
+
+// numbers are all that the next program is to find open.
+func (l *fdList) numbers() []int {
+	all := slices.Clone(l.lent)
+	for _, f := range l.files {
+		all = append(all, int(f.Fd()))
+	}
+	return all
 }
 
 func (l *fdList) close() {
@@ -215,7 +234,7 @@ func (c *container) handOver(fds *fdList, place map[*conn]int) (h handedContaine
 	if c.log != nil {
 		var file *os.File
 		h.Log, file = c.log.HandOver()
-		if h.LogFile, err = fds.addFile(file); err != nil {
+		if h.LogFile, err = fds.lend(file); err != nil {
 			return h, err
 		}
 	}

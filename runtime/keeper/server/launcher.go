@@ -19,7 +19,7 @@ import (
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/memfile"
-	"github.com/berth-node/berth/internal/sigmask"
+	"github.com/berth-node/berth/internal/spawn"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -30,7 +30,7 @@ const (
 	killGrace = 2 * time.Second
 	// launcherExe begins the path of what a launcher, and libcontainer's init, executes.
 	launcherExe = "/memfd:berth-launch"
-	// sealedFD is the lowest descriptor of the sealed launcher: os.StartProcess places the child's descriptors from 0
+	// sealedFD is the lowest descriptor of the sealed launcher: spawn.Start places the child's descriptors from 0
 	// on, before the path /proc/self/fd/N is looked up, and must not hit it.
 	sealedFD = 100
 	// launcherProgram is what /proc/PID/exe of a launcher, and of an init that waits for its start, begins with.
@@ -195,21 +195,14 @@ func startProcess(binary *os.File, args []string, files ...*os.File) (*process, 
 
 // startWith is startProcess with the numbers of descriptors.
 func startWith(binary *os.File, args []string, fds []uintptr) (*process, error) {
-	pidfd := -1
-	restore := sigmask.Clear()
-	// Not os.StartProcess: it would wait for the child in a thread, and the reaper does.
-	pid, _, err := syscall.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, &syscall.ProcAttr{
+	pid, pidfd, err := spawn.Start(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, syscall.ProcAttr{
 		Dir:   "/",
 		Env:   append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 		Files: fds,
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
-	restore()
 	if err != nil {
 		return nil, err
-	}
-	if pidfd < 0 {
-		return nil, errors.New("this kernel gives no pidfd")
 	}
 	started, _ := readProcess(pid) // zero if it is dead already; then nobody needs it
 	return newProcess(keeper.Process{Pid: pid, StartTime: started.StartTime}, pidfd, true)

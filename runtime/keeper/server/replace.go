@@ -202,7 +202,7 @@ func (k *Keeper) become(ctx context.Context, f *os.File, req keeper.ReplaceReque
 		"--" + TakeOverFlag, strconv.Itoa(int(memfd.Fd())),
 	}, k.args...)
 	failpoint.Here(failpoint.KeeperReplacing)
-	return fmt.Errorf("execute it: %w", execute(f, args, fds.files))
+	return fmt.Errorf("execute it: %w", execute(f, args, fds.numbers()))
 }
 
 // replaceable says why the keeper cannot be replaced by what; the gates are shut.
@@ -221,7 +221,7 @@ func (k *Keeper) replaceable(what Description) error {
 }
 
 // execute becomes the program in f, with these descriptors. It returns only if that fails.
-func execute(f *os.File, args []string, fds []*os.File) error {
+func execute(f *os.File, args []string, fds []int) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return os.NewSyscallError("getrlimit", err)
@@ -233,13 +233,13 @@ func execute(f *os.File, args []string, fds []*os.File) error {
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
 	for _, fd := range fds {
-		if _, err := unix.FcntlInt(fd.Fd(), unix.F_SETFD, 0); err != nil {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 			return os.NewSyscallError("fcntl", err)
 		}
 	}
 	err := syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), args, os.Environ())
 	for _, fd := range fds {
-		unix.CloseOnExec(int(fd.Fd()))
+		unix.CloseOnExec(fd)
 	}
 	// Exec has put back the limit that the Go runtime had found, for the new program.
 	return errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
