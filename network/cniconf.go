@@ -9,6 +9,8 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/berth-node/berth/internal/conffile"
 )
 
 // loadConf reads the network in the configuration folder dir: its lexically first file. A first file that is broken is an
@@ -30,6 +32,9 @@ func loadConf(dir string) (*libcni.NetworkConfigList, error) {
 }
 
 func loadConfFile(path string) (*libcni.NetworkConfigList, error) {
+	if err := conffile.Check(path); err != nil {
+		return nil, err
+	}
 	if strings.HasSuffix(path, ".conflist") {
 		return libcni.NetworkConfFromFile(path)
 	}

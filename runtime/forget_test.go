@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,8 +72,11 @@ func answerAll(conn *net.UnixConn, answer func(keeper.Kind) error) error {
 // A container that the keeper was still making when its daemon died is undone by the keeper itself, which tells of no exit:
 // the next daemon, which wants to forget it, asks again.
 func TestForgetWhatTheKeeperUndoes(t *testing.T) {
+	var mu sync.Mutex // an answer is no synchronization to the race detector
 	var asked []keeper.Kind
 	k := fakeKeeper(t, func(kind keeper.Kind) error {
+		mu.Lock()
+		defer mu.Unlock()
 		asked = append(asked, kind)
 		switch {
 		case kind == keeper.KindSignal:
@@ -88,6 +92,8 @@ func TestForgetWhatTheKeeperUndoes(t *testing.T) {
 	if err := r.forgetIn(ctx, k, "c1", make(chan struct{})); err != nil {
 		t.Fatal(err)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	want := []keeper.Kind{keeper.KindDelete, keeper.KindSignal, keeper.KindDelete, keeper.KindSignal, keeper.KindDelete}
 	if !slices.Equal(asked, want) {
 		t.Errorf("the keeper was asked %v, want %v", asked, want)

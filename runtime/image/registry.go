@@ -2,10 +2,13 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-node/berth/internal/conffile"
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
@@ -152,12 +156,23 @@ func hostDirs(roots []string) func(string) (string, error) {
 	return func(host string) (string, error) {
 		for _, root := range roots {
 			dir, err := config.HostDirFromRoot(root)(host)
+			if err == nil {
+				err = checkHostsFile(filepath.Join(dir, "hosts.toml"))
+			}
 			if err == nil || !cerrdefs.IsNotFound(err) {
 				return dir, err
 			}
 		}
 		return "", cerrdefs.ErrNotFound
 	}
+}
+
+// checkHostsFile refuses what the library would wait for, or read without end. A folder may have none.
+func checkHostsFile(path string) error {
+	if err := conffile.Check(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("registry configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // adoptClient makes a client polite, and remembers its transport, to close its connections in the end.

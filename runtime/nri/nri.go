@@ -33,11 +33,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/containerd/nri/pkg/adaptation"
+
+	"github.com/berth-node/berth/internal/conffile"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -116,12 +121,35 @@ func Open(cfg Config) (*NRI, error) {
 			options = append(options, o.with(o.path))
 		}
 	}
+	plugins, configs := cmp.Or(cfg.PluginPath, adaptation.DefaultPluginPath), cmp.Or(cfg.PluginConfigPath, adaptation.DefaultPluginConfigPath)
+	if err := checkFiles(plugins, configs); err != nil {
+		return nil, fmt.Errorf("NRI: %w", err)
+	}
 	n := &NRI{cfg: cfg, told: map[string]stage{}}
 	var err error
 	if n.adaptation, err = adaptation.New(cfg.Name, cfg.Version, n.synchronize, n.update, options...); err != nil {
 		return nil, fmt.Errorf("NRI: %w", err)
 	}
 	return n, nil
+}
+
+// checkFiles refuses what the library would wait for, or read without end: in the place of a plugin's configuration, and of a plugin,
+// into which it looks.
+func checkFiles(plugins, configs string) error {
+	var errs []error
+	files, _ := filepath.Glob(filepath.Join(configs, "*.conf"))
+	for _, file := range files {
+		if err := conffile.Check(file); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	files, _ = filepath.Glob(filepath.Join(plugins, "*"))
+	for _, file := range files {
+		if st, err := os.Stat(file); err == nil && !st.Mode().IsRegular() && !st.IsDir() {
+			errs = append(errs, fmt.Errorf("plugin %s: it is no program but %s", file, st.Mode()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Start runs the plugins in PluginPath, synchronizes them and listens for others. The runtime must know by then all that

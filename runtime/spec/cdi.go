@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,6 +61,9 @@ var errCDIPanic = errors.New("the CDI descriptions cannot be read")
 
 func injectCDI(s *specs.Spec, devices, dirs []string) (err error) {
 	defer unpanic(&err)
+	if err := checkCDIFiles(dirs); err != nil {
+		return err
+	}
 	// A broken description of another vendor is no reason to fail: what counts is whether these devices are found.
 	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false), cdi.WithSpecDirs(dirs...))
 	if err != nil {
@@ -71,6 +75,31 @@ func injectCDI(s *specs.Spec, devices, dirs []string) (err error) {
 	return nil
 }
 
+// checkCDIFiles refuses what is neither file nor folder: the library would wait for a pipe to say something.
+func checkCDIFiles(dirs []string) error {
+	return eachCDIFile(dirs, func(file string) error {
+		st, err := os.Stat(file)
+		if err != nil || st.Mode().IsRegular() || st.IsDir() {
+			return nil
+		}
+		return fmt.Errorf("CDI: %s is no regular file but %s: %w", file, st.Mode(), errdefs.ErrFailedPrecondition)
+	})
+}
+
+// eachCDIFile joins the errors of check, which gets what the library reads.
+func eachCDIFile(dirs []string, check func(file string) error) error {
+	var errs []error
+	for _, dir := range dirs {
+		files, _ := filepath.Glob(filepath.Join(dir, "*")) // the library reads no folders in these
+		for _, file := range files {
+			if ext := filepath.Ext(file); ext == ".json" || ext == ".yaml" {
+				errs = append(errs, check(file))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // brokenCDI names the files that the library panics at.
 func brokenCDI(dirs []string) error {
 	read := func(file string) (err error) {
@@ -78,19 +107,12 @@ func brokenCDI(dirs []string) error {
 		_, err = cdi.ReadSpec(file, 0)
 		return err
 	}
-	var errs []error
-	for _, dir := range dirs {
-		files, _ := filepath.Glob(filepath.Join(dir, "*")) // the library reads no folders in these
-		for _, file := range files {
-			if ext := filepath.Ext(file); ext != ".json" && ext != ".yaml" {
-				continue
-			}
-			if errors.Is(read(file), errCDIPanic) {
-				errs = append(errs, fmt.Errorf("%s: %w", file, errdefs.ErrFailedPrecondition))
-			}
+	return eachCDIFile(dirs, func(file string) error {
+		if !errors.Is(read(file), errCDIPanic) {
+			return nil
 		}
-	}
-	return errors.Join(errs...)
+		return fmt.Errorf("%s: %w", file, errdefs.ErrFailedPrecondition)
+	})
 }
 
 func unpanic(err *error) {

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,11 +12,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-node/berth/internal/conffile"
 	"github.com/berth-node/berth/internal/errdefs"
 )
-
-// maxProfile bounds a seccomp profile on disk, in bytes.
-const maxProfile = 4 << 20
 
 const (
 	profileDefault    = "runtime/default"
@@ -78,17 +74,9 @@ func DefaultSeccomp(caps *specs.LinuxCapabilities) *specs.LinuxSeccomp {
 
 // LoadSeccompFile reads a profile in the runtime spec's form.
 func LoadSeccompFile(path string) (*specs.LinuxSeccomp, error) {
-	f, err := os.Open(path)
+	data, err := conffile.Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w", err)
-	}
-	if len(data) > maxProfile {
-		return nil, invalid("seccomp profile "+path, "larger than %d bytes", maxProfile)
 	}
 	filter, err := ParseSeccomp(data)
 	if err != nil {
