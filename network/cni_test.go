@@ -138,15 +138,15 @@ func TestCNIFailures(t *testing.T) {
 	cases := []struct {
 		name  string
 		do    map[string]string
-		limit time.Duration // 0: none
+		limit time.Duration // 0: none; the plugin has to come as far as its hanging on any machine
 		words []string      // in the error
 		left  bool          // a record stays
 	}{
 		{"fails", map[string]string{"ADD": "fail"}, 0, []string{"no more addresses", "last words", fakeName}, false},
 		{"prints rubbish", map[string]string{"ADD": "rubbish"}, 0, []string{"net-10-a"}, false},
 		{"prints without end", map[string]string{"ADD": "flood"}, 0, []string{"output exceeds"}, false},
-		{"hangs", map[string]string{"ADD": "hang"}, 500 * time.Millisecond, []string{"killed", fakeName}, false},
-		{"hangs in a child", map[string]string{"ADD": "orphan"}, 500 * time.Millisecond, []string{"killed"}, false},
+		{"hangs", map[string]string{"ADD": "hang"}, 3 * time.Second, []string{"killed", fakeName}, false},
+		{"hangs in a child", map[string]string{"ADD": "orphan"}, 3 * time.Second, []string{"killed"}, false},
 		{"DEL fails too", map[string]string{"ADD": "fail", "DEL": "fail"}, 0, []string{"ADD", "DEL"}, true},
 	}
 	for _, c := range cases {

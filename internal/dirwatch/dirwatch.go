@@ -30,22 +30,34 @@ func Watch(ctx context.Context, dir string, mend func()) error {
 	events := os.NewFile(uintptr(fd), "inotify") // non-blocking: Go's poller waits, and no thread
 	defer events.Close()
 	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
-	// Deleted folders are watched by nobody: the watch is renewed each time, which changes nothing where it is there.
-	look := func() error {
+	watched := -1
+	// Deleted folders are watched by nobody: the watch is renewed each time, which changes nothing where it is there. Where it is a
+	// new one, or the folder has gone again meanwhile, something may have gone unseen.
+	look := func() (unseen bool, err error) {
 		mend()
-		_, err := unix.InotifyAddWatch(fd, dir, gone)
+		now, err := unix.InotifyAddWatch(fd, dir, gone)
+		if errors.Is(err, fs.ErrNotExist) && watched >= 0 {
+			return true, nil
+		}
+		unseen, watched = now != watched, now
+		return unseen, os.NewSyscallError("inotify_add_watch", err)
+	}
+	if now, err := unix.InotifyAddWatch(fd, dir, gone); err == nil {
+		watched = now
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return os.NewSyscallError("inotify_add_watch", err)
 	}
-	if _, err := unix.InotifyAddWatch(fd, dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return os.NewSyscallError("inotify_add_watch", err)
-	}
-	if err := look(); err != nil {
+	unseen, err := look()
+	if err != nil {
 		return err
 	}
 	buf := make([]byte, 4096) // more than the longest event
 	for left := []time.Duration(nil); ; {
 		if ctx.Err() != nil {
 			return nil
+		}
+		if unseen {
+			left = again
 		}
 		deadline := time.Time{}
 		if len(left) > 0 {
@@ -57,7 +69,7 @@ func Watch(ctx context.Context, dir string, mend func()) error {
 		if ctx.Err() != nil { // its deadline may have been set before ours
 			return nil
 		}
-		_, err := events.Read(buf)
+		_, err = events.Read(buf)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if ctx.Err() != nil || len(left) == 0 {
@@ -69,7 +81,7 @@ func Watch(ctx context.Context, dir string, mend func()) error {
 		default:
 			left = again
 		}
-		if err := look(); err != nil {
+		if unseen, err = look(); err != nil {
 			return err
 		}
 	}
