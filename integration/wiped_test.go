@@ -165,20 +165,28 @@ func TestWipedRunDirWithoutDaemon(t *testing.T) {
 	}
 }
 
-// It is emptied in the moment in which a pod is ready: its pause process was let go then, and may not be its program yet.
+// It is emptied in the moment in which a pod is ready, or a container started: what was let go then may not be its program yet.
 func TestWipedRunDirJustAfterAStart(t *testing.T) {
 	n := ownNode(t)
 	var pods []*harness.Pod
+	var apps []*harness.Container
 	for i := range 20 {
-		pods = append(pods, n.RunPod(t, fmt.Sprintf("moment-%d", i), sharePID))
+		pod := n.RunPod(t, fmt.Sprintf("moment-%d", i), sharePID)
+		pods = append(pods, pod)
+		wipe(t, n)
+		awaitDoors(t, n)
+		apps = append(apps, pod.Sh(t, "app", counter))
 		wipe(t, n)
 		awaitDoors(t, n)
 	}
-	for _, pod := range pods {
+	for i, pod := range pods {
 		if s := pod.Status(t); s.State != cri.PodSandboxState_SANDBOX_READY {
 			t.Fatalf("%s is %s", pod.Config.Metadata.Name, s.State)
 		}
-		pod.Sh(t, "app", counter)
+		if s := apps[i].Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING {
+			t.Fatalf("the container of %s is %v", pod.Config.Metadata.Name, s)
+		}
+		wantCounted(t, apps[i], 3)
 	}
 }
 
