@@ -23,8 +23,8 @@ import (
 )
 
 // listening are the sockets that the processes of a node listen on: paths of Unix sockets ("@" for abstract ones) and
-// addresses of TCP.
-func listening(t *testing.T, n *harness.Node) (unixSockets, tcp []string) {
+// addresses of TCP; and those that need no listening to be reached: abstract names of any kind, and UDP and raw ones.
+func listening(t *testing.T, n *harness.Node) (unixSockets, tcp, others []string) {
 	t.Helper()
 	inodes := map[string]bool{}
 	for _, pid := range processesOf(t, n) {
@@ -50,6 +50,18 @@ func listening(t *testing.T, n *harness.Node) (unixSockets, tcp []string) {
 		const acceptsConnections = "00010000"
 		if len(f) >= 7 && inodes[f[6]] && f[3] == acceptsConnections {
 			unixSockets = append(unixSockets, append(f, "(no name)")[7])
+		} else if len(f) >= 8 && inodes[f[6]] && strings.HasPrefix(f[7], "@") {
+			others = append(others, f[7])
+		}
+	}
+	for _, kind := range []string{"udp", "udp6", "udplite", "udplite6", "raw", "raw6", "packet"} {
+		if _, err := os.Stat("/proc/net/" + kind); err != nil {
+			continue // the kernel has none
+		}
+		for _, f := range read("/proc/net/" + kind) {
+			if slices.ContainsFunc(f, func(field string) bool { return inodes[field] }) && !isConnected(f) {
+				others = append(others, kind+" "+strings.Join(f, " "))
+			}
 		}
 	}
 	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
@@ -60,8 +72,11 @@ func listening(t *testing.T, n *harness.Node) (unixSockets, tcp []string) {
 			}
 		}
 	}
-	return unixSockets, tcp
+	return unixSockets, tcp, others
 }
+
+// isConnected says that a row of /proc/net/udp is of a client, as a resolver's.
+func isConnected(row []string) bool { return len(row) > 2 && strings.Trim(row[2], "0:") != "" }
 
 // hexAddress reads an address of /proc/net/tcp: words in the byte order of the machine, here little endian, and a port.
 func hexAddress(t *testing.T, text string) string {
@@ -108,9 +123,9 @@ func TestSocketsAreForRoot(t *testing.T) {
 	pod := n.RunPod(t, "sockets")
 	app := pod.Idle(t, "app")
 	app.Exec(t, "true") // a launcher at work
-	unixSockets, tcp := listening(t, n)
-	if len(unixSockets) < 3 || len(tcp) != 1 {
-		t.Fatalf("the node listens on %q and %q", unixSockets, tcp)
+	unixSockets, tcp, others := listening(t, n)
+	if len(unixSockets) < 3 || len(tcp) != 1 || len(others) > 0 {
+		t.Fatalf("the node listens on %q and %q, and can be reached by %q", unixSockets, tcp, others)
 	}
 	for _, path := range unixSockets {
 		if !strings.HasPrefix(path, n.RunDir+"/") && !strings.HasPrefix(path, "/run/nri/") {
@@ -125,6 +140,9 @@ func TestSocketsAreForRoot(t *testing.T) {
 		c.Close()
 		if err := dialAs(65534, path); err == nil {
 			t.Errorf("another user can connect to %s", path)
+		}
+		if st, err := os.Lstat(path); err != nil || st.Mode().Perm()&0o022 != 0 || st.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Errorf("%s: %v, %v", path, st, err)
 		}
 	}
 	address := netip.MustParseAddrPort(tcp[0])
@@ -155,6 +173,10 @@ func TestSocketsAreForRoot(t *testing.T) {
 	other := host.Idle(t, "app", func(c *cri.ContainerConfig) {
 		c.Linux.SecurityContext.NamespaceOptions = host.Config.Linux.SecurityContext.NamespaceOptions
 	})
+	reach := fmt.Sprintf("for path in / /exec/x /attach/x /portforward/x; do wget -qO- http://127.0.0.1:%d$path && echo reached; done; true", address.Port())
+	if got := other.Exec(t, "sh", "-c", reach); strings.Contains(got, "reached") {
+		t.Errorf("from a pod in the host's network, without a token: %s", got)
+	}
 	if got := other.Exec(t, "sh", "-c", "grep -c @ /proc/net/unix; test -e "+n.Socket+" && echo reached || echo no"); !strings.HasSuffix(got, "no") {
 		t.Errorf("from a pod in the host's network: %s", got)
 	}

@@ -361,6 +361,8 @@ func TestShutdown(t *testing.T) {
 	if err := unix.Kill(n.c.Keeper().Pid, unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	// It hears of it when it comes to that, and would end if the container had by then.
+	eventually(t, "a word about the signal", func() bool { return strings.Contains(n.log(), "told to end, ignoring") })
 	if s := n.state("c"); s.Phase != keeper.PhaseRunning {
 		t.Errorf("after SIGTERM the container is %+v", s)
 	}
