@@ -56,7 +56,7 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *cri.PodSandboxStatusRe
 	if err != nil {
 		return nil, err
 	}
-	containers := s.cfg.Runtime.Containers(runtime.ContainerFilter{SandboxID: sb.ID})
+	containers := s.cfg.Runtime.SandboxContainers(sb.ID)
 	resp := &cri.PodSandboxStatusResponse{
 		Status:             toSandboxStatus(sb),
 		ContainersStatuses: each(containers, toContainerStatus),

@@ -147,8 +147,10 @@ func (s State) String() string {
 	}
 }
 
-func (r *Runtime) view(c *container) Container {
-	f := c.factsNow()
+// view is a container without its details.
+func (r *Runtime) view(c *container) Container { return r.viewOf(c, c.factsNow()) }
+
+func (r *Runtime) viewOf(c *container, f containerFacts) Container {
 	v := Container{
 		ID: c.id(), SandboxID: c.record.SandboxID, Config: c.config,
 		Image: ContainerImage{
@@ -158,7 +160,6 @@ func (r *Runtime) view(c *container) Container {
 		ExitCode: f.ExitCode, Reason: f.Reason, Message: f.Message,
 		LogPath: c.record.LogPath, CgroupsPath: c.record.CgroupsPath,
 		StopSignal: spec.SignalToCRI(unix.Signal(c.record.StopSignal)), Bundle: r.paths.bundle(c.id()),
-		Resources: &cri.ContainerResources{Linux: &cri.LinuxContainerResources{}},
 	}
 	if sb := r.index.sandbox(c.record.SandboxID); sb != nil {
 		v.Handler = sb.record.Handler
@@ -166,6 +167,14 @@ func (r *Runtime) view(c *container) Container {
 	if v.State == Created || v.State == Running {
 		v.Pid = f.Process.Pid
 	}
+	return v
+}
+
+// details is view with what takes longer to read than all the rest.
+func (r *Runtime) details(c *container) Container {
+	f := c.factsNow()
+	v := r.viewOf(c, f)
+	v.Resources = &cri.ContainerResources{Linux: &cri.LinuxContainerResources{}}
 	// What the daemon wrote itself it can read; a record damaged later leaves these out of the answer.
 	_ = unmarshalProto(f.Resources, v.Resources.Linux)
 	if len(f.User) > 0 {
@@ -187,7 +196,7 @@ func (r *Runtime) Container(_ context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	return r.view(c), nil
+	return r.details(c), nil
 }
 
 // CheckRunning returns the container if a process can be started in it or attached to it.
@@ -210,11 +219,20 @@ func (r *Runtime) running(id, call string) (*container, error) {
 	return c, nil
 }
 
-// Containers returns the containers that fit, newest first.
+// Containers returns the containers that fit, newest first, without their details.
 func (r *Runtime) Containers(f ContainerFilter) []Container {
 	var out []Container
 	for _, c := range r.selected(f) {
 		out = append(out, r.view(c))
+	}
+	return out
+}
+
+// SandboxContainers returns the containers of a sandbox, newest first, with their details.
+func (r *Runtime) SandboxContainers(id string) []Container {
+	var out []Container
+	for _, c := range r.selected(ContainerFilter{SandboxID: id}) {
+		out = append(out, r.details(c))
 	}
 	return out
 }

@@ -103,7 +103,7 @@ func (r *Runtime) announce(typ EventType, sandboxID, containerID string, at time
 		ev.Sandbox = &view
 	}
 	for _, c := range r.index.containersOf(sandboxID) {
-		ev.Containers = append(ev.Containers, r.view(c))
+		ev.Containers = append(ev.Containers, r.details(c))
 	}
 	r.events.publish(ev)
 }

@@ -2,10 +2,13 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -140,5 +143,58 @@ func TestJoin(t *testing.T) {
 	}
 	if runs > 2 || runs == 0 {
 		t.Errorf("the work ran %d times", runs)
+	}
+}
+
+// listed are a thousand containers as a kubelet makes them, with all that is on record of them.
+func listed(t testing.TB) *Runtime {
+	r := &Runtime{index: newIndex()}
+	resources := &cri.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 50_000, CpuShares: 512, MemoryLimitInBytes: 1 << 28, OomScoreAdj: 900}
+	user := &cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1000, Gid: 1000, SupplementalGroups: []int64{1000}}}
+	mounts := []proto.Message{resources, user}
+	for i := range 6 {
+		mounts = append(mounts, &cri.Mount{ContainerPath: fmt.Sprint("/var/mount/", i), HostPath: fmt.Sprint("/var/lib/kubelet/pods/volumes/", i), Readonly: true})
+	}
+	var data []json.RawMessage
+	for _, m := range mounts {
+		d, err := marshalProto(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, d)
+	}
+	for i := range 1000 {
+		c := testContainer(fmt.Sprint("c", i), fmt.Sprint("s", i/2), fmt.Sprint("app-", i%2))
+		c.facts.Resources, c.facts.User, c.facts.Mounts = data[0], data[1], data[2:]
+		r.index.addContainer(c)
+		if i%2 == 0 {
+			r.index.addSandbox(testSandbox(c.record.SandboxID, fmt.Sprint("pod-", i)))
+		}
+	}
+	return r
+}
+
+func TestListsAreWithoutDetails(t *testing.T) {
+	r := listed(t)
+	all := r.Containers(ContainerFilter{})
+	if len(all) != 1000 || all[0].Mounts != nil || all[0].Resources != nil || all[0].User != nil {
+		t.Errorf("%d containers, the first with %+v", len(all), all[0])
+	}
+	one, err := r.Container(t.Context(), "c7")
+	if err != nil || len(one.Mounts) != 6 || one.Resources.GetLinux().GetCpuQuota() != 50_000 || one.User.GetLinux().GetUid() != 1000 {
+		t.Errorf("one container: %+v, %v", one, err)
+	}
+	// What a status or an event tells of a sandbox's containers is what a container's status tells.
+	if two := r.SandboxContainers("s3"); len(two) != 2 || len(two[0].Mounts) != 6 || len(two[1].Mounts) != 6 {
+		t.Errorf("a sandbox's containers: %+v", two)
+	}
+}
+
+func BenchmarkContainers(b *testing.B) {
+	r := listed(b)
+	for b.Loop() {
+		if n := len(r.Containers(ContainerFilter{})); n != 1000 {
+			b.Fatal(n)
+		}
 	}
 }

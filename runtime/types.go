@@ -74,16 +74,18 @@ type Container struct {
 	Pid int
 
 	// LogPath is absolute; empty for a container without a log.
-	LogPath string
-	// Mounts are the mounts of the configuration as they were made (image volumes resolved to their image).
-	Mounts     []*cri.Mount
-	Resources  *cri.ContainerResources
-	User       *cri.ContainerUser
+	LogPath    string
 	StopSignal cri.Signal
 	// Bundle is the folder of the container's OCI spec while the node has not been rebooted.
 	Bundle string
 	// CgroupsPath is the OCI cgroupsPath of the container.
 	CgroupsPath string
+
+	// The details, which are left out of lists and statistics. Mounts are those of the configuration as they were made
+	// (image volumes resolved to their image).
+	Mounts    []*cri.Mount
+	Resources *cri.ContainerResources
+	User      *cri.ContainerUser
 }
 
 // ContainerImage says from what image a container was made.
