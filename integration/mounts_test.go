@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -109,5 +110,74 @@ func TestMountOptions(t *testing.T) {
 	})
 	if got := app.Exec(t, "sh", "-c", "/v/script 2>&1 || true"); !strings.Contains(got, "Permission denied") {
 		t.Errorf("a program on a noexec mount: %q", got)
+	}
+}
+
+// What is mounted on the host reaches containers as they asked for it, whatever the mounts of the host are to each other:
+// here those around the volume are private, and only the volume itself is shared.
+func TestMountPropagation(t *testing.T) {
+	n := sharedNode(t)
+	dir := t.TempDir()
+	mount := func(name string) (unmount func()) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mount("test", path, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		var once sync.Once
+		unmount = func() { once.Do(func() { _ = syscall.Unmount(path, syscall.MNT_DETACH) }) }
+		t.Cleanup(unmount)
+		if err := os.WriteFile(filepath.Join(path, "file"), []byte(name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return unmount
+	}
+	pod := n.RunPod(t, "propagation", func(c *cri.PodSandboxConfig) {
+		c.Linux.SecurityContext.Privileged = true
+	})
+	mount("v") // after the launchers that wait were started
+	if err := syscall.Mount("", filepath.Join(dir, "v"), "none", syscall.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	mount("v/before")
+	app := pod.Idle(t, "app", func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Privileged = true
+		c.Mounts = []*cri.Mount{
+			{ContainerPath: "/private", HostPath: filepath.Join(dir, "v")},
+			{ContainerPath: "/slave", HostPath: filepath.Join(dir, "v"), Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+			{ContainerPath: "/shared", HostPath: filepath.Join(dir, "v"), Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+		}
+	})
+	seen := func(name string) string {
+		t.Helper()
+		return app.Exec(t, "sh", "-c", "for d in private slave shared; do [ -e /$d/"+name+"/file ] && echo $d; done | xargs")
+	}
+	if got := seen("before"); got != "private slave shared" {
+		t.Errorf("what was mounted before is seen in %q", got)
+	}
+	unmount := mount("v/after")
+	if got := seen("after"); got != "slave shared" {
+		t.Errorf("what was mounted afterwards is seen in %q", got)
+	}
+	unmount()
+	if got := seen("after"); got != "" {
+		t.Errorf("what is mounted no more is seen in %q", got)
+	}
+	app.Exec(t, "sh", "-c", "mkdir /shared/out /slave/in && mount -t tmpfs test /shared/out && touch /shared/out/file && mount -t tmpfs test /slave/in && touch /slave/in/file")
+	if _, err := os.Stat(filepath.Join(dir, "v/out/file")); err != nil {
+		t.Errorf("a mount of the container does not reach the host: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "v/in/file")); err == nil {
+		t.Error("a mount of the container reaches the host by a slave")
+	}
+	pod.Remove(t)
+	if _, err := os.Stat(filepath.Join(dir, "v/out/file")); err != nil {
+		t.Errorf("with the container its mount on the host is gone: %v", err)
+	}
+	if err := syscall.Unmount(filepath.Join(dir, "v/out"), 0); err != nil {
+		t.Error(err)
 	}
 }

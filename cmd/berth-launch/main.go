@@ -16,11 +16,16 @@ import (
 	"os"
 	"runtime/debug"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/launch"
 )
 
-// jobSocket is the descriptor on which the keeper sends the job.
-const jobSocket = 3
+const (
+	jobSocket  = 3 // on which the keeper sends the job
+	hostMounts = 4 // the mount namespace of the host, with keeper.LeanArg
+)
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == launch.FilterArg {
@@ -45,5 +50,10 @@ func run() error {
 	if !ok {
 		return fmt.Errorf("descriptor %d is a %T, want a unix stream socket", jobSocket, conn)
 	}
-	return launch.Serve(unixConn)
+	var host *os.File
+	if len(os.Args) > 1 && os.Args[1] == keeper.LeanArg {
+		unix.CloseOnExec(hostMounts) // a container that had it could leave
+		host = os.NewFile(hostMounts, "the host's mounts")
+	}
+	return launch.Serve(unixConn, host)
 }

@@ -43,7 +43,7 @@ func lockShared(dir string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		is, err := isMount(dir)
+		is, err := IsMount(dir)
 		if is {
 			return lock, nil
 		}
@@ -64,7 +64,7 @@ func makeMount(dir string) error {
 		return err
 	}
 	defer lock.Close()
-	if is, err := isMount(dir); err != nil || is {
+	if is, err := IsMount(dir); err != nil || is {
 		return err
 	}
 	return bindOnItself(dir)
@@ -156,8 +156,8 @@ func boundOnItself(dir string) (bool, error) {
 	return inside.Dev == above.Dev, nil
 }
 
-// isMount tells whether dir is the root of a mount.
-func isMount(dir string) (bool, error) {
+// IsMount tells whether path, which is no symbolic link, is the root of a mount.
+func IsMount(dir string) (bool, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
 		return false, err

@@ -36,8 +36,9 @@ func Withhold(f *os.File) *os.File {
 }
 
 // Start starts a program, with no signal blocked, and returns its pid and a pidfd, which is the caller's. Nobody waits for it
-// here, as os.StartProcess would in a thread: the caller reaps.
-func Start(path string, args []string, attr syscall.ProcAttr) (pid int, pidfd int, err error) {
+// here, as os.StartProcess would in a thread: the caller reaps. What is to happen before is done by the thread that starts the
+// program and then ends; it may change its namespaces.
+func Start(path string, args []string, attr syscall.ProcAttr, before ...func() error) (pid int, pidfd int, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, -1, os.NewSyscallError("socketpair", err)
@@ -45,6 +46,11 @@ func Start(path string, args []string, attr syscall.ProcAttr) (pid int, pidfd in
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
 	err = nsfile.OnThread(func() (err error) {
+		for _, f := range before {
+			if err := f(); err != nil {
+				return err
+			}
+		}
 		// The table is copied up to the first that is left out: nothing is closed.
 		if err := unix.CloseRange(withheld, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE); err != nil {
 			return os.NewSyscallError("close_range", err)

@@ -11,9 +11,15 @@ import "encoding/json"
 //	Job  + [stdin stdout stderr | console]  -->
 //	                                        <--  JobResult + [pidfd]
 //
+// With LeanArg as its first argument a launcher is in a mount namespace of its own with next to nothing in it
+// (internal/mountns), and descriptor 4 is the host's.
+//
 // Descriptors with a Job of kind create or exec: stdin, stdout, stderr, in this order; with Terminal one only, the
 // socket on which libcontainer's init sends the master end of the terminal. Descriptors with the JobResult of a create
 // or exec that succeeded: the pidfd of the process.
+
+// LeanArg tells a launcher that it was started away from the host's mounts.
+const LeanArg = "lean"
 
 // JobKind says what a launcher does.
 type JobKind string
@@ -47,6 +53,8 @@ type Job struct {
 	Process json.RawMessage `json:"process,omitempty"`
 	// Filters is the folder in which launchers keep compiled seccomp filters (create, exec). Empty: they keep none.
 	Filters string `json:"filters,omitempty"`
+	// Places is a folder in which a lean launcher makes mount points (create). They stay for others.
+	Places string `json:"places,omitempty"`
 	// SubCgroups places the process of an exec below the container's cgroup: by controller name on cgroup v1, under ""
 	// on v2. The folders exist already.
 	SubCgroups map[string]string `json:"subCgroups,omitempty"`

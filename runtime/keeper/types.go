@@ -27,6 +27,8 @@ const (
 	LibcontainerDir = "libcontainer"
 	// FiltersDir holds compiled seccomp filters. The launchers make it and what is in it.
 	FiltersDir = "seccomp"
+	// PlacesDir is a folder that is always empty. Launchers have mount points there, in namespaces of their own.
+	PlacesDir = "places"
 )
 
 // A CreateRequest asks for a container. The folder containers/ID in the run dir exists already.

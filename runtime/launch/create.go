@@ -17,8 +17,8 @@ import (
 )
 
 // create makes the container of the job's bundle and leaves its init at the exec FIFO.
-func create(job *keeper.Job, files []*os.File) (*process, error) {
-	spec, err := readSpec(job.Bundle)
+func create(job *keeper.Job, files []*os.File, mounts *lean) (*process, error) {
+	spec, err := mounts.spec(job)
 	if err != nil {
 		return nil, err
 	}

@@ -30,9 +30,17 @@ import (
 
 // Serve waits for one job on conn, does it, and answers. It returns nil if the job was answered, whether or not it
 // failed, and also if the keeper closed the connection without sending one. It is to be called once per process: a job
-// may change the working directory and leaves libcontainer's caches as they are.
-func Serve(conn *net.UnixConn) error {
+// may change the working directory and leaves libcontainer's caches as they are. Host is the mount namespace of the host if
+// this process was started with keeper.LeanArg, or nil.
+func Serve(conn *net.UnixConn, host *os.File) error {
 	log := captureLog()
+	var mounts *lean
+	if host != nil {
+		var err error
+		if mounts, err = newLean(host); err != nil {
+			return fmt.Errorf("reach the host's mounts: %w", err)
+		}
+	}
 	warm()
 
 	var job keeper.Job
@@ -48,16 +56,16 @@ func Serve(conn *net.UnixConn) error {
 		wire.CloseAll(files)
 		return answerFilter(conn, &job, log)
 	}
-	started, err := do(&job, files)
+	started, err := do(&job, files, mounts)
 	failpoint.Here(failpoint.LaunchJobDone)
 	// The workload has its own copies. Ours must be closed before the answer: whoever reads the other end of a pipe
 	// after it must not see one writer too many.
 	wire.CloseAll(files)
-	return answer(conn, &job, started, err, log)
+	return answer(conn, &job, started, err, func(err error) string { return mounts.say(log.explain(err)) })
 }
 
 // do runs the job. started is nil for jobs that start no process.
-func do(job *keeper.Job, files []*os.File) (started *process, err error) {
+func do(job *keeper.Job, files []*os.File, mounts *lean) (started *process, err error) {
 	defer func() {
 		// libcontainer panics on answers of its init that it does not expect. The keeper gets an answer all the same.
 		if r := recover(); r != nil {
@@ -67,9 +75,14 @@ func do(job *keeper.Job, files []*os.File) (started *process, err error) {
 	if err := checkID(job); err != nil {
 		return nil, err
 	}
+	if job.Kind == keeper.JobCreate {
+		return create(job, files, mounts)
+	}
+	// Hooks and criu are programs of the host. An exec looks at nothing but the container; no mount is copied for it.
+	if err := mounts.leave(); err != nil {
+		return nil, err
+	}
 	switch job.Kind {
-	case keeper.JobCreate:
-		return create(job, files)
 	case keeper.JobExec:
 		return execute(job, files)
 	case keeper.JobDestroy:
@@ -91,12 +104,12 @@ func answerFilter(conn *net.UnixConn, job *keeper.Job, log *logBuffer) error {
 }
 
 // answer tells the keeper the outcome. A process that it cannot be told of would be nobody's, so that is undone.
-func answer(conn *net.UnixConn, job *keeper.Job, started *process, err error, log *logBuffer) error {
+func answer(conn *net.UnixConn, job *keeper.Job, started *process, err error, explain func(error) string) error {
 	var result keeper.JobResult
 	var files []*os.File
 	if err != nil {
 		result.Failure = failureOf(err)
-		result.Error = log.explain(err)
+		result.Error = explain(err)
 	} else if started != nil {
 		defer started.pidfd.Close()
 		result.Pid, result.StartTime = started.pid, started.startTime

@@ -19,6 +19,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/mountns"
+	"github.com/berth-node/berth/internal/nsfile"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -95,6 +97,8 @@ type node struct {
 	state    string
 	filters  string // folder of compiled seccomp filters
 	cgroups  string // parent of the containers' cgroups, in all hierarchies
+	places   string // folder of mount points for launchers away from the host's mounts
+	amidst   bool   // launchers are started among the host's mounts
 }
 
 func newNode(t testing.TB) *node {
@@ -112,6 +116,12 @@ func newNode(t testing.TB) *node {
 		state:    filepath.Join(t.TempDir(), "state"),
 		filters:  filepath.Join(t.TempDir(), "seccomp"),
 		cgroups:  fmt.Sprintf("/berth-launch-test-%d", os.Getpid()),
+		places:   filepath.Join(t.TempDir(), "places"),
+	}
+	for _, dir := range []string{n.state, n.places} { // as the keeper does
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		for _, dir := range n.cgroupDirs("") {
@@ -165,10 +175,39 @@ func (n *node) launch() *waiting {
 	w := &waiting{conn: conn.(*net.UnixConn), cmd: exec.Command(n.launcher), out: new(bytes.Buffer)}
 	w.cmd.ExtraFiles = []*os.File{theirs}
 	w.cmd.Stdout, w.cmd.Stderr = w.out, w.out
-	if err := w.cmd.Start(); err != nil {
+	start := w.cmd.Start
+	if !n.amidst {
+		start = w.startLean
+	}
+	if err := start(); err != nil {
 		n.t.Fatal(err)
 	}
 	return w
+}
+
+// lean is a namespace for all launchers of the tests, and the host's.
+var lean = sync.OnceValues(func() (ns [2]*os.File, err error) {
+	ns[0], ns[1], err = mountns.NewLean(built, os.TempDir())
+	return ns, err
+})
+
+// startLean starts the launcher as the keeper does.
+func (w *waiting) startLean() error {
+	ns, err := lean()
+	if err != nil {
+		return err
+	}
+	w.cmd.Args = append(w.cmd.Args, keeper.LeanArg)
+	w.cmd.ExtraFiles = append(w.cmd.ExtraFiles, ns[1])
+	return nsfile.OnThread(func() error {
+		if err := mountns.Enter(ns[0]); err != nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		return w.cmd.Start()
+	})
 }
 
 // run hands the job to a launcher, wants an answer and a clean exit, and returns the answer and the pidfd with it.
@@ -275,7 +314,7 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 }
 
 func (c *container) job(kind keeper.JobKind) keeper.Job {
-	return keeper.Job{Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle, Filters: c.filters}
+	return keeper.Job{Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle, Filters: c.filters, Places: c.places}
 }
 
 // streams returns the descriptors for a job, and sets stdin and out to their other ends. Stdout and stderr are one.

@@ -102,6 +102,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		SystemdCgroup: req.SystemdCgroup,
 		Terminal:      req.Terminal,
 		Filters:       filepath.Join(c.k.runDir, keeper.FiltersDir),
+		Places:        filepath.Join(c.k.runDir, keeper.PlacesDir),
 	}, theirs...)
 	if err != nil {
 		return nil, l, err

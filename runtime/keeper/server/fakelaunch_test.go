@@ -18,6 +18,7 @@ import (
 // launchMain is a launcher without libcontainer: a "container" is a process that waits at an exec FIFO.
 func launchMain() int {
 	unix.CloseOnExec(3)
+	unix.CloseOnExec(4) // the host's mounts
 	f := os.NewFile(3, "keeper")
 	nc, err := net.FileConn(f)
 	if err != nil {

@@ -18,7 +18,7 @@
 //	logfile.go   the keeper's own log                      spare.go      what a daemon holds for the next keeper
 //	gate.go      what has to end before a replacement      replace.go    the next keeper, in place of this one
 //	enter.go     execs without a launcher                  handover.go   its state      takeover.go  taking it up
-//	guard.go     a run dir that somebody empties
+//	guard.go     a run dir that somebody empties           lean.go       where launchers are born
 //
 // The keeper's own executable is not sealed in a memfd, unlike the launcher's: nothing reads it again (the kernel keeps
 // the pages of a replaced file), and no process of the keeper's enters a container before it has become a launcher.
@@ -195,7 +195,7 @@ func (k *Keeper) setUp(cfg Config) (begin func(context.Context), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("launcher %s: %w", cfg.Launch, err)
 	}
-	k.pool = newPool(binary, k.launchers, k.reaper, k.log)
+	k.pool = newPool(binary, k.runDir, k.launchers, k.reaper, k.log)
 	for _, dir := range []string{keeper.ContainersDir, keeper.LibcontainerDir} {
 		if err := os.MkdirAll(filepath.Join(k.runDir, dir), 0o700); err != nil {
 			return nil, err

@@ -40,7 +40,9 @@ const (
 // pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start.
 type pool struct {
 	binary *os.File // sealed, at sealedFD or above
+	runDir string
 	ready  chan candidate
+	lean   *lean // nil: launchers are born among the host's mounts
 	reaper *reaper
 	log    *slog.Logger
 }
@@ -52,9 +54,9 @@ type candidate struct {
 }
 
 // newPool makes a pool of launchers of a sealed binary, which it takes over.
-func newPool(binary *os.File, size int, reaper *reaper, log *slog.Logger) *pool {
+func newPool(binary *os.File, runDir string, size int, reaper *reaper, log *slog.Logger) *pool {
 	// One more is held by the goroutine that fills the channel.
-	return &pool{binary: binary, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}
+	return &pool{binary: binary, runDir: runDir, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}
 }
 
 // seal copies the launcher at path into a sealed memfd. libcontainer sees its own executable sealed and does not copy it once
@@ -89,6 +91,10 @@ func raise(f *os.File) (*os.File, error) {
 
 // run keeps the pool full until ctx ends, then ends those who wait.
 func (p *pool) run(ctx context.Context) {
+	var err error
+	if p.lean, err = newLean(p.runDir); err != nil {
+		p.log.Warn("launchers see all mounts of the host, and are slower on a full node", "error", err)
+	}
 	for ctx.Err() == nil {
 		l, err := p.start()
 		select {
@@ -164,7 +170,11 @@ func (p *pool) start() (*launcher, error) {
 	}
 	defer theirs.Close()
 
-	proc, err := startProcess(p.binary, []string{"berth-launch"}, null, null, errW, theirs)
+	start := startProcess
+	if p.lean != nil {
+		start = p.lean.startProcess
+	}
+	proc, err := start(p.binary, []string{"berth-launch"}, null, null, errW, theirs)
 	if err != nil {
 		errR.Close()
 		conn.Close()
@@ -186,21 +196,24 @@ func (p *pool) start() (*launcher, error) {
 // startProcess starts a child from an open binary, which is at sealedFD or above: in a session of its own, with nothing of
 // the keeper's environment and no descriptors but files.
 func startProcess(binary *os.File, args []string, files ...*os.File) (*process, error) {
-	var fds []uintptr
+	return startWith(binary, args, fdsOf(files))
+}
+
+func fdsOf(files []*os.File) (fds []uintptr) {
 	for _, f := range files {
 		fds = append(fds, f.Fd())
 	}
-	return startWith(binary, args, fds)
+	return fds
 }
 
-// startWith is startProcess with the numbers of descriptors.
-func startWith(binary *os.File, args []string, fds []uintptr) (*process, error) {
+// startWith is startProcess with the numbers of descriptors, and what the thread that does it does before.
+func startWith(binary *os.File, args []string, fds []uintptr, before ...func() error) (*process, error) {
 	pid, pidfd, err := spawn.Start(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, syscall.ProcAttr{
 		Dir:   "/",
 		Env:   append(failpoint.Environment(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 		Files: fds,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	}, before...)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func (k *Keeper) takeOver(cfg Config) (begin func(context.Context), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("launcher: %w", err)
 	}
-	k.pool = newPool(launcher, k.launchers, k.reaper, k.log)
+	k.pool = newPool(launcher, k.runDir, k.launchers, k.reaper, k.log)
 	if h.Restored {
 		k.restoredOnce.Do(func() { close(k.restored) })
 	}
