@@ -112,9 +112,7 @@ func (s *Store) load() error {
 		}
 		e, err := s.read(p)
 		if errors.Is(err, errHalfRemoved) {
-			if err := os.Remove(p); err != nil {
-				return err
-			}
+			s.halfRemoved = append(s.halfRemoved, e.record)
 			continue
 		}
 		if err != nil {
@@ -194,10 +192,11 @@ func (s *Store) read(path string) (*entry, error) {
 	}
 	e, err := s.newEntry(r, len(b))
 	if errors.Is(err, errdefs.ErrNotFound) && r.Removed {
-		return nil, errHalfRemoved
+		return &entry{record: r}, errHalfRemoved
 	}
 	return e, err
 }
 
-// errHalfRemoved says that the removal of an image had got to its layers, which it had only when nobody used them.
+// errHalfRemoved says that the removal of an image had got to its layers, which it had only when nobody used them. Some of them
+// may be there yet.
 var errHalfRemoved = errors.New("the image is removed but for its record")

@@ -180,7 +180,38 @@ func (s *Store) Collect(ctx context.Context) error {
 		}
 		errs = append(errs, s.drop(e))
 	}
+	errs = append(errs, s.finishRemovals())
 	return errors.Join(append(errs, s.collectLayers(s.cfg.LeftoverGrace))...)
+}
+
+// finishRemovals goes on with removals that the death of a daemon cut off among the layers of an image.
+func (s *Store) finishRemovals() error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	var left []record
+	var errs []error
+	for _, r := range s.halfRemoved {
+		err := s.finishRemoval(r)
+		if err != nil {
+			left, errs = append(left, r), append(errs, err)
+		}
+	}
+	s.halfRemoved = left
+	return errors.Join(errs...)
+}
+
+func (s *Store) finishRemoval(r record) error {
+	s.mu.RLock()
+	_, again := s.images[r.ID]
+	s.mu.RUnlock()
+	if again {
+		return nil // pulled again; the record is its
+	}
+	free, err := s.forgetLayers(r.ChainIDs)
+	if err != nil {
+		return errors.Join(err, free())
+	}
+	return errors.Join(s.deleteRecord(r.ID), free())
 }
 
 // collectLayers deletes layers that nobody refers to and that are older than the grace.

@@ -110,6 +110,8 @@ type Store struct {
 	// layerUsers let go of the layers that users have of images that are not known.
 	layerUsers map[string]func()
 	keepAll    atomic.Bool
+	// halfRemoved are records that Open has found, of images whose removal was cut off. Collect goes on with it.
+	halfRemoved []record
 
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc

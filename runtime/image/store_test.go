@@ -197,6 +197,29 @@ func TestCollectAfterRestart(t *testing.T) {
 	wantNothing(t, r)
 }
 
+// A daemon that dies between two layers of an image that it removes leaves the others to the next one.
+func TestCollectAfterHalfARemoval(t *testing.T) {
+	reg := newRegistry(t)
+	ref := reg.push(build(t, recipe{layers: [][]byte{layerOf(t, "a", "1"), layerOf(t, "b", "2"), layerOf(t, "c", "3")}}), "a:1")
+	s := openStore(t, Config{})
+	img := mustPull(t, s, ref)
+	if err := s.Acquire(img.ID, "container"); err != nil { // so that the record stays, removed
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Layers().Remove(img.ChainIDs[0]); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	r := openStore(t, Config{Dir: s.cfg.Dir})
+	if err := r.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNothing(t, r)
+}
+
 func TestDamagedRecords(t *testing.T) {
 	reg := newRegistry(t)
 	s := openStore(t, Config{})
