@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -225,7 +226,11 @@ func withImageFile(root, name string, read func(io.Reader) error) error {
 	}
 	defer f.Close()
 	limited := &io.LimitedReader{R: f, N: maxUserFile}
-	if err := read(limited); err != nil {
+	err = read(limited)
+	if errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("the image's /%s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
 		return fmt.Errorf("read the image's /%s: %w", name, err)
 	}
 	if limited.N == 0 {
@@ -251,6 +256,9 @@ func openInRoot(root, name string) (*os.File, error) {
 			break
 		}
 	}
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +268,7 @@ func openInRoot(root, name string) (*os.File, error) {
 		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, errors.New("not a regular file")
+		return nil, fmt.Errorf("not a regular file: %w", errdefs.ErrInvalidArgument)
 	}
 	return os.Open("/proc/self/fd/" + strconv.Itoa(fd))
 }

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 const (
@@ -124,8 +127,30 @@ func TestResolveUserStaysInRoot(t *testing.T) {
 	if err := unix.Mkfifo(link, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ResolveUser(root, ocispec.ImageConfig{User: "app"}, nil); err == nil || !strings.Contains(err.Error(), "regular") {
-		t.Errorf("a FIFO as passwd: %v", err)
+	wantInvalid := func(word string) {
+		t.Helper()
+		_, err := ResolveUser(root, ocispec.ImageConfig{User: "app"}, nil)
+		if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), word) {
+			t.Errorf("got %v, want an invalid argument with %q", err, word)
+		}
+		if err := os.RemoveAll(link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantInvalid("regular") // CVE-2024-9676: who opens it waits for good
+	if err := os.Symlink("passwd", link); err != nil {
+		t.Fatal(err)
+	}
+	wantInvalid("symbolic links")
+	if err := os.Mkdir(link, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wantInvalid("regular")
+	for word, text := range map[string]string{"token too long": "x", "larger than": "x:x:1:1::/:\n"} {
+		if err := os.WriteFile(link, []byte(strings.Repeat(text, 17<<20/len(text))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		wantInvalid(word)
 	}
 }
 
