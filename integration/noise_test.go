@@ -26,7 +26,7 @@ import (
 var noise = map[string]func(path string) error{
 	"zeros":     text(strings.Repeat("\x00", 1024)),
 	"random":    text(randomText(64 << 10)),
-	"large":     text(strings.Repeat("x", 16<<20)),
+	"large":     text(strings.Repeat("x", 5<<20)), // more than most may have; CDI's library reads it
 	"deep":      text(strings.Repeat("[", 200_000)),
 	"cut off":   text(`{"cniVersion": "1.0.0", "name": "x", "kind": "berth.test/gadget", "plugins": [{"ty`),
 	"number":    text("7"),
