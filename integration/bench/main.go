@@ -50,6 +50,7 @@ type bench struct {
 	density  int
 	idle     time.Duration
 	allPeers bool
+	only     []string // names of the targets to measure; empty for all
 }
 
 // cases in the order they run. The quick ones are those of a run without -cases.
@@ -89,6 +90,7 @@ func run(ctx context.Context) (err error) {
 	density := flag.Int("pods", 500, "pods in the density case")
 	idle := flag.Duration("idle", 30*time.Second, "how long the density case watches an idle node")
 	allPeers := flag.Bool("dense-peers", false, "the density case measures the peers too")
+	only := flag.String("targets", "", "which of the runtimes, by name; empty for all")
 	out := flag.String("json", "", "`file` for all that was measured")
 	flag.Parse()
 	wanted := strings.FieldsFunc(*chosen, func(r rune) bool { return r == ',' })
@@ -98,7 +100,7 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 
-	b := &bench{n: *n, density: *density, idle: *idle, allPeers: *allPeers, address: env("BENCH_REGISTRY", "127.0.0.1:5055")}
+	b := &bench{only: strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), n: *n, density: *density, idle: *idle, allPeers: *allPeers, address: env("BENCH_REGISTRY", "127.0.0.1:5055")}
 	stop, err := b.prepare(ctx)
 	defer func() { err = errors.Join(err, stop()) }()
 	if err != nil {
@@ -169,7 +171,11 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 		return stop, err
 	}
 	undo = append(undo, cni.Close)
-	add := func(t *target, err error) error {
+	add := func(name string, launch func() (*target, error)) error {
+		if len(b.only) > 0 && !slices.Contains(b.only, name) {
+			return nil
+		}
+		t, err := launch()
 		if err == nil {
 			b.targets = append(b.targets, t)
 			undo = append(undo, t.close, func() error { return removePodCgroups(t.pods) })
@@ -177,10 +183,10 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 		}
 		return err
 	}
-	if err := add(launchBerth("berth", nil, hosts)); err != nil {
+	if err := add("berth", func() (*target, error) { return launchBerth("berth", nil, hosts) }); err != nil {
 		return stop, err
 	}
-	if err := add(launchBerth("berth+cni", cni.CNI, hosts)); err != nil {
+	if err := add("berth+cni", func() (*target, error) { return launchBerth("berth+cni", cni.CNI, hosts) }); err != nil {
 		return stop, err
 	}
 	for peer := range strings.SplitSeq(os.Getenv("BENCH_PEERS"), ",") {
@@ -191,7 +197,7 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 		if !ok {
 			return stop, fmt.Errorf("BENCH_PEERS: %q is not name=socket", peer)
 		}
-		if err := add(dialPeer(name, socket)); err != nil {
+		if err := add(name, func() (*target, error) { return dialPeer(name, socket) }); err != nil {
 			return stop, err
 		}
 	}

@@ -76,10 +76,14 @@ func (b *bench) caseHostNetwork(ctx context.Context) error {
 func (b *bench) caseParallel(ctx context.Context) error {
 	for _, width := range []int{8, 16} {
 		tab := &table{Name: fmt.Sprintf("parallel-%d", width), What: fmt.Sprintf("pods started per second, %d at once", width), Unit: "pods/s", More: true}
+		cpu := &table{Name: fmt.Sprintf("parallel-%d-cpu", width), What: fmt.Sprintf("CPU time of a start, %d at once", width), Unit: "ms"}
 		err := b.byTurns(max(b.n/4, 2), func(t *target) error {
-			rate, err := b.rate(ctx, t, width, 2*width)
+			rate, used, err := b.rate(ctx, t, width, 2*width)
 			if err == nil {
 				tab.add(t.name, rate)
+			}
+			if used > 0 {
+				cpu.add(t.name, ms(used))
 			}
 			return err
 		})
@@ -87,23 +91,29 @@ func (b *bench) caseParallel(ctx context.Context) error {
 			return err
 		}
 		b.publish(tab)
+		b.publish(cpu)
 	}
 	return nil
 }
 
-// rate starts n pods, as many at once as width says, and returns how many came up per second.
-func (b *bench) rate(ctx context.Context, t *target, width, n int) (float64, error) {
+// rate starts n pods, as many at once as width says, and returns how many came up per second, and the CPU time of each
+// where it can be told. What the target does ahead of the next starts is of that time.
+func (b *bench) rate(ctx context.Context, t *target, width, n int) (perSecond float64, each time.Duration, err error) {
 	var pods []*pod
 	for range n {
 		p, err := b.newPod(t, shape{})
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		pods = append(pods, p)
 	}
+	before, told := t.cpuTime()
 	began := time.Now()
-	err := inParallel(pods, width, func(p *pod) error { return b.start(ctx, p, shape{}) })
+	err = inParallel(pods, width, func(p *pod) error { return b.start(ctx, p, shape{}) })
 	took := time.Since(began)
+	if after, ok := t.cpuTime(); ok && told {
+		each = (after - before) / time.Duration(n)
+	}
 	for _, p := range pods {
 		if p.id != "" {
 			if serr := b.stop(ctx, p); err == nil {
@@ -114,5 +124,5 @@ func (b *bench) rate(ctx context.Context, t *target, width, n int) (float64, err
 			err = cerr
 		}
 	}
-	return float64(n) / took.Seconds(), err
+	return float64(n) / took.Seconds(), each, err
 }
