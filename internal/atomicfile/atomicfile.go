@@ -24,7 +24,8 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Chmod(mode), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		// Not os.Rename, which looks at what is there first.
+		err = os.NewSyscallError("rename", unix.Rename(f.Name(), path))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
