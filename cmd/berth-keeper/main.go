@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/berth-node/berth/internal/sysmon"
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/keeper/server"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 var version = "unknown"
 
 func main() {
+	sysmon.Calm()
 	cfg := server.Config{Build: version}
 	var level slog.Level
 	flag.StringVar(&cfg.RunDir, "run-dir", "/run/berth", "folder of the node's run state, on a tmpfs; one keeper runs in it")
