@@ -36,6 +36,7 @@ TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+include internal/embedded.mk
 include internal/pause/Makefile
 include internal/enter/Makefile
 include internal/hold/Makefile
