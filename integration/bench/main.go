@@ -1,7 +1,7 @@
 // Command bench measures berth beside other runtimes that speak the CRI, in one run and by turns, so that what the
 // machine does meanwhile falls on all alike.
 //
-//	bench [-cases start,stop,…] [-n 15] [-json FILE]
+//	bench [-cases start,stop,…] [-targets berth,…] [-n 15] [-json FILE]
 //
 // It starts nodes of berth itself: one with the built-in network, and one with CNI plugins. The others run already and
 // are given by BENCH_PEERS, as name=socket,name=socket. The images come from a registry on a fixed loopback address
@@ -93,17 +93,23 @@ func run(ctx context.Context) (err error) {
 	only := flag.String("targets", "", "which of the runtimes, by name; empty for all")
 	out := flag.String("json", "", "`file` for all that was measured")
 	flag.Parse()
-	wanted := strings.FieldsFunc(*chosen, func(r rune) bool { return r == ',' })
+	wanted := list(*chosen)
 	for _, w := range wanted {
 		if !slices.Contains(names, w) {
 			return fmt.Errorf("no case %q; there are %s", w, strings.Join(names, ", "))
 		}
 	}
 
-	b := &bench{only: strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), n: *n, density: *density, idle: *idle, allPeers: *allPeers, address: env("BENCH_REGISTRY", "127.0.0.1:5055")}
+	b := &bench{
+		n: *n, density: *density, idle: *idle, allPeers: *allPeers, only: list(*only),
+		address: env("BENCH_REGISTRY", "127.0.0.1:5055"),
+	}
 	stop, err := b.prepare(ctx)
 	defer func() { err = errors.Join(err, stop()) }()
 	if err != nil {
+		return err
+	}
+	if err := b.checkTargets(); err != nil {
 		return err
 	}
 	b.introduce()
@@ -216,6 +222,20 @@ func openImages(ctx context.Context, address string) (*registry.Registry, error)
 		return nil, fmt.Errorf("make the images: %w", err)
 	}
 	return registry.Open(layout)
+}
+
+// checkTargets returns an error if one was asked for that there is not.
+func (b *bench) checkTargets() error {
+	for _, name := range b.only {
+		if !slices.ContainsFunc(b.targets, func(t *target) bool { return t.name == name }) {
+			return fmt.Errorf("no runtime %q; there are berth, berth+cni and those of BENCH_PEERS", name)
+		}
+	}
+	return nil
+}
+
+func list(commas string) []string {
+	return strings.FieldsFunc(commas, func(r rune) bool { return r == ',' })
 }
 
 // cniNetwork is the network of the node with CNI; Close does nothing to one that the peers have.
