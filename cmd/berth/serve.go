@@ -17,7 +17,6 @@ import (
 
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/handover"
-	"github.com/berth-node/berth/internal/sysmon"
 )
 
 func serveCommand() *cobra.Command {
@@ -177,7 +176,6 @@ func serve(ctx context.Context, set *pflag.FlagSet) error {
 	if os.Geteuid() != 0 {
 		return errors.New("serve: containers need root")
 	}
-	sysmon.Calm()
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("own program: %w", err)

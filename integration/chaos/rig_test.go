@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -39,6 +40,7 @@ type rig struct {
 	witnesses *witnesses
 	baseline  leaks.Snapshot
 	network   *harness.CNI // nil with the built-in one
+	tables    []string     // of nftables, that the node has made
 }
 
 // newRig starts a node with witnesses, on the built-in network or on that of the reference plugins, with more flags of serve.
@@ -61,11 +63,27 @@ func newRig(t *testing.T, cni bool, flags ...string) *rig {
 		})
 		options.CNI, r.network = network, network
 	}
+	others := listTables(t)
 	r.node = harness.StartNode(t, options)
 	r.witnesses = newWitnesses(t, r)
 	r.warmUp(t)
+	r.tables = slices.DeleteFunc(listTables(t), func(table string) bool { return slices.Contains(others, table) })
 	r.baseline = r.inventory(t)
 	return r
+}
+
+// listTables returns the tables of nftables, of every node here, as nft writes them: "inet berth".
+func listTables(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command("nft", "list", "tables").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tables []string
+	for line := range strings.Lines(string(out)) {
+		tables = append(tables, strings.TrimSpace(strings.TrimPrefix(line, "table ")))
+	}
+	return tables
 }
 
 // warmUp leaves what the first use of a node leaves for good.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-node/berth/internal/nsfile"
 	"github.com/berth-node/berth/internal/sigmask"
+	"github.com/berth-node/berth/internal/sysmon"
 )
 
 // withheld is the lowest descriptor that no process gets. Those below are as many as a node ever needs.
@@ -75,6 +76,7 @@ func start(path string, args []string, attr syscall.ProcAttr, to int) (int, erro
 	sys.PidFD = &pidfd
 	attr.Sys = &sys
 	defer sigmask.Clear()()
+	sysmon.Restore()
 	pid, _, err := syscall.StartProcess(path, args, &attr)
 	if err != nil {
 		return 0, err

@@ -140,3 +140,34 @@ func BenchmarkStart(b *testing.B) {
 		}
 	})
 }
+
+// Whatever thread starts it, a process has the timer slack that this program has.
+func TestTimerSlack(t *testing.T) {
+	want, err := os.ReadFile("/proc/self/timerslack_ns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	pid, pidfd, err := Start("/bin/cat", []string{"cat", "/proc/self/timerslack_ns"}, syscall.ProcAttr{Files: []uintptr{0, w.Fd(), w.Fd()}}, func() error {
+		return unix.Prctl(unix.PR_SET_TIMERSLACK, 777_777, 0, 0, 0)
+	})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	got, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("a timer slack of %q ns, want %q", got, want)
+	}
+	if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,24 +1,39 @@
 // Package sysmon lets the monitor thread of Go's runtime wake less often.
 //
 // That thread sleeps 20 µs at a time while a program is young or at work, a hundred times in the 10 ms of a launcher or
-// an init, mostly to find that nothing has to be done: a tenth of their CPU time, and of a busy daemon's. The kernel
+// an init, mostly to find that nothing has to be done: a tenth of their CPU time. The kernel
 // may wake a sleeper later than asked, by the thread's timer slack (proc(5), timerslack_ns; 50 µs as a rule), and so wakes it
 // together with others or not before the slack is over.
 //
 // What depends on it is how soon other goroutines get the processor of one that stays in a system call.
+//
+// A thread has the slack of the one that makes it, and so has a process: the monitor thread makes threads too, when none is
+// idle. Where a thread other than the main one starts processes, it calls Restore first.
 package sysmon
 
 import (
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // slack in nanoseconds. Ten times what it was.
 const slack = "500000"
 
-// Calm raises the timer slack of the monitor thread, and of no other: children get that of the thread that starts them. It
-// is for the beginning of a program, when that thread, the first that Go makes, is the next after the main thread. What fails
-// changes nothing.
+// given is the slack in nanoseconds that the program was started with, less than 1 if it cannot be told: packages are initialized
+// on the main thread.
+var given, _ = unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+
+// Restore gives the calling thread, to which its goroutine is locked, the timer slack that the program was started with.
+func Restore() {
+	if given > 0 {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(given), 0, 0, 0)
+	}
+}
+
+// Calm raises the timer slack of the monitor thread. It is for the beginning of a program, when that thread, the first that Go
+// makes, is the next after the main thread. What fails changes nothing.
 func Calm() {
 	dir, err := os.Open("/proc/self/task")
 	if err != nil {

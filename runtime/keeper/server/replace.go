@@ -15,6 +15,7 @@ import (
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/sigmask"
+	"github.com/berth-node/berth/internal/sysmon"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
 )
@@ -237,6 +238,7 @@ func execute(f *os.File, args []string, fds []int) error {
 			return os.NewSyscallError("fcntl", err)
 		}
 	}
+	sysmon.Restore()
 	err := syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), args, os.Environ())
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
