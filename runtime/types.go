@@ -17,7 +17,7 @@ type Sandbox struct {
 	ID      string
 	Config  *cri.PodSandboxConfig
 	Handler string
-	// Owner names the door through which the sandbox came: OwnerCRI or berth's own kubelet.
+	// Owner names the door through which the sandbox came: OwnerCRI or OwnerKubelet.
 	Owner     string
 	CreatedAt time.Time
 	// Ready is false from the moment on at which the sandbox is being stopped, and if its namespaces are gone.
@@ -34,8 +34,11 @@ type Sandbox struct {
 	CNI json.RawMessage
 }
 
-// OwnerCRI owns the sandboxes that came through the CRI socket.
-const OwnerCRI = "cri"
+// The owners of sandboxes: each acts on its own only.
+const (
+	OwnerCRI     = "cri"     // who calls the CRI socket
+	OwnerKubelet = "kubelet" // berth's own kubelet
+)
 
 // State says where a container is in its life.
 type State int

@@ -11,7 +11,7 @@ type Rule struct {
 
 // Rules are all rules: a package that fits none is an error, so that a new room gets its place in the house.
 var Rules = []Rule{
-	{"cmd/berth", []string{"cri", "runtime", "runtime/...", "network/...", "cgroups", "internal/..."},
+	{"cmd/berth", []string{"cri", "kubelet", "kubelet/...", "runtime", "runtime/...", "network/...", "cgroups", "internal/..."},
 		"flags and wiring; what a command does is done below"},
 	{"cmd/berth-keeper", []string{"runtime/keeper/...", "internal/..."},
 		"the keeper can be read in an afternoon and outlives every daemon"},
@@ -20,6 +20,18 @@ var Rules = []Rule{
 
 	{"cri", []string{"runtime", "runtime/...", "cgroups", "internal/..."},
 		"the door checks, calls runtime and maps errors; it decides nothing and knows no network"},
+	{"kubelet", []string{"kubelet/...", "runtime", "runtime/...", "cgroups", "internal/..."},
+		"it joins the rooms below it, and calls runtime as the door does"},
+	{"kubelet/manifest", []string{"internal/..."}, "documents in, objects out"},
+	{"kubelet/source", []string{"kubelet/manifest", "internal/..."}, "what is declared; not what becomes of it"},
+	{"kubelet/plan", []string{"internal/..."}, "pure: what is wanted and what is there in, what to do out"},
+	{"kubelet/podspec", []string{"kubelet/resource", "internal/..."}, "a pod in, CRI configurations out"},
+	{"kubelet/volume", []string{"kubelet/podspec", "internal/..."}, "it knows files, not containers"},
+	{"kubelet/resource", []string{"cgroups", "internal/..."}, "pods as numbers, and their cgroups"},
+	{"kubelet/probe", []string{"internal/..."}, "results out; what follows from them is plan's"},
+	{"kubelet/event", []string{"internal/..."}, "it keeps what it is told"},
+	{"kubelet/server", []string{"kubelet", "kubelet/...", "runtime", "runtime/...", "cgroups", "internal/..."},
+		"a door: it checks, asks and streams"},
 	{"runtime", []string{"runtime/...", "network/...", "cgroups", "internal/..."},
 		"it joins the rooms below it and knows nothing of the doors above"},
 
