@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -352,10 +351,6 @@ func (r *Runtime) startInKeeper(ctx context.Context, c *container) error {
 		return err
 	}
 	failpoint.Here(failpoint.StartAsked)
-	// A second reader: init writes to the FIFO shortly after the keeper has opened it, and dies if the keeper is dead by then.
-	if fifo, err := os.OpenFile(r.paths.execFIFO(c.id()), os.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
-		defer fifo.Close()
-	}
 	for {
 		err := k.Start(ctx, c.id())
 		if err == nil || k.Err() == nil {

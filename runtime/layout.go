@@ -4,8 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"path/filepath"
-
-	"github.com/berth-node/berth/runtime/keeper"
 )
 
 // layout knows every path of a node; each follows from an ID.
@@ -48,10 +46,6 @@ func (l layout) leftBehind(container, exec string) string {
 	return filepath.Join(l.bundle(container), "left-"+exec)
 }
 
-// execFIFO is where libcontainer's init waits to be let go.
-func (l layout) execFIFO(id string) string {
-	return filepath.Join(l.run, keeper.LibcontainerDir, id, "exec.fifo")
-}
 func (l layout) pauseRoot() string         { return filepath.Join(l.run, "pause") }
 func (l layout) shm(sandbox string) string { return filepath.Join(l.runSandbox(sandbox), "shm") }
 func (l layout) resolvConf(sandbox string) string {

@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor joins and makes the namespaces, before Go runs
 
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/internal/sysmon"
 	"github.com/berth-node/berth/runtime/launch/filter"
 )
@@ -16,6 +17,9 @@ func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// Init runs on one processor and on this thread alone (it sets both itself) and never returns.
 		filter.Receive()
+		if err := startfifo.BlockInit(); err != nil {
+			panic(err) // it would not wait for its start
+		}
 		libcontainer.Init()
 	}
 	// libcontainer's Start has a thread enter the container's mount namespace and never brings it back. It must not be

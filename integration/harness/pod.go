@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -149,7 +150,8 @@ func (p *Pod) Idle(t testing.TB, name string, change ...func(*cri.ContainerConfi
 func (c *Container) Start(t testing.TB) {
 	t.Helper()
 	if _, err := c.Pod.Node.Runtime.StartContainer(Ctx(t), &cri.StartContainerRequest{ContainerId: c.ID}); err != nil {
-		t.Fatalf("StartContainer %s: %v", c.Config.Metadata.Name, err)
+		said, _ := os.ReadFile(c.LogPath())
+		t.Fatalf("StartContainer %s: %v; it is %v, and its log %q", c.Config.Metadata.Name, err, c.Status(t), said)
 	}
 }
 

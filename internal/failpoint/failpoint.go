@@ -160,6 +160,8 @@ const (
 	KeeperJobDone Point = "keeper.job-done"
 	// KeeperCreated: the init is on record; the daemon has no answer.
 	KeeperCreated Point = "keeper.created"
+	// KeeperLetGo: init may go on; it may not have said so.
+	KeeperLetGo Point = "keeper.let-go"
 	// KeeperOpened: the workload runs; the file that says that it does not is there.
 	KeeperOpened Point = "keeper.opened"
 	// KeeperStarted: the workload runs; the daemon has no answer.
@@ -234,7 +236,7 @@ var Points = []Point{
 	CgroupKilled,
 	ImageResolved, ImageFetched, ImageRecorded, ImageForgotten, ImageReleased, ImageUnlayered,
 	LayerBegun, LayerHalf, LayerUnpacked, LayerDescribed, LayerCommitted, LayerForgotten,
-	KeeperJobRecorded, KeeperJobDone, KeeperCreated, KeeperOpened, KeeperStarted, KeeperExecMade, KeeperLogReopened,
+	KeeperJobRecorded, KeeperJobDone, KeeperCreated, KeeperLetGo, KeeperOpened, KeeperStarted, KeeperExecMade, KeeperLogReopened,
 	KeeperExitSeen, KeeperLogWritten, KeeperExitRecorded, KeeperAcked, KeeperDeleted, KeeperAdopted,
 	KeeperReplacing, KeeperReplaced, KeeperTakenOver,
 	LaunchJobTaken, LaunchJobDone,

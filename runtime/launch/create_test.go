@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -44,6 +45,24 @@ func TestCreatedContainerWaits(t *testing.T) {
 	stat, err := os.ReadFile(filepath.Join("/proc", itoa(c.pid), "stat"))
 	if err != nil || !strings.Contains(string(stat), " "+itoa(os.Getpid())+" ") {
 		t.Errorf("init is not the keeper's child: %s, %v", stat, err)
+	}
+}
+
+// Who opens the FIFO and goes has started nothing, and who lets init go may die at once.
+func TestInitOutlivesWhoLetsItGo(t *testing.T) {
+	n := newNode(t)
+	for range 5 {
+		c := n.bundle([]string{"exit", "7"}, nil).create()
+		c.fifo().Close()
+		fifo := c.fifo()
+		if blocked, err := startfifo.Blocked(fifo.Fd()); !blocked || err != nil {
+			t.Errorf("init was let go by a look: %v", err)
+		}
+		startfifo.LetGo(fifo.Fd())
+		fifo.Close()
+		if code := c.wait(); code != 7 {
+			t.Errorf("exit code %d, want 7", code)
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/berth-node/berth/internal/mountns"
 	"github.com/berth-node/berth/internal/nsfile"
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -375,21 +376,27 @@ func (c *container) take(result keeper.JobResult, pidfd *os.File) {
 // start lets init go on from the exec FIFO.
 func (c *container) start() *container {
 	c.t.Helper()
-	fifo, err := os.OpenFile(filepath.Join(c.state, c.id, "exec.fifo"), os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	fifo := c.fifo()
 	defer fifo.Close()
-	if !poll(int(fifo.Fd())) {
-		c.t.Fatal("init did not open the exec FIFO")
-	}
-	if data, err := io.ReadAll(fifo); err != nil || string(data) != "0" {
-		c.t.Fatalf("exec FIFO: %q, %v", data, err)
+	for !startfifo.LetGo(fifo.Fd()) {
+		if !poll(int(fifo.Fd())) {
+			c.t.Fatal("init has not written to the exec FIFO")
+		}
 	}
 	if err := os.Remove(fifo.Name()); err != nil {
 		c.t.Fatal(err)
 	}
 	return c
+}
+
+// fifo opens the exec FIFO.
+func (c *container) fifo() *os.File {
+	c.t.Helper()
+	fifo, err := startfifo.Open(filepath.Join(c.state, c.id, "exec.fifo"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return fifo
 }
 
 // wait returns the exit code of the process, or the signal that ended it with 128 added.

@@ -3,12 +3,12 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
+	"github.com/berth-node/berth/internal/procfs"
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -77,7 +77,7 @@ func (c *container) takeOver(ctx context.Context) {
 	req := c.rec.Request
 	err := c.learnStarted()
 	if err != nil {
-		c.k.log.Error("remove the exec FIFO of a container that runs, ignoring", "container", c.id, "error", err)
+		c.k.log.Error("learn whether a container was started, ignoring", "container", c.id, "error", err)
 	}
 	if c.log, err = crilog.Open(req.LogPath, req.MaxLogLine); err != nil {
 		c.k.log.Error("open a log again, the output is dropped until it can be opened", "container", c.id, "error", err)
@@ -127,37 +127,23 @@ func (c *container) resync() {
 	}
 }
 
-// learnStarted finds out whether the workload runs: the exec FIFO is gone, or nobody waits at it any more, since the keeper
-// before died just when it had opened it.
+// learnStarted finds out whether init was let go: the exec FIFO is gone, or is empty, since the keeper before died over the
+// start.
 func (c *container) learnStarted() error {
-	_, err := os.Lstat(c.execFIFO())
-	c.started = errors.Is(err, os.ErrNotExist)
-	if c.started || !c.runsWorkload() {
+	f, err := startfifo.Open(c.execFIFO())
+	if err != nil {
+		c.started = errors.Is(err, os.ErrNotExist)
 		return nil
+	}
+	defer f.Close()
+	blocked := true
+	err = control(f, func(fd int) (err error) { blocked, err = startfifo.Blocked(uintptr(fd)); return err })
+	// Init is asked after the FIFO: what was full is empty if it has died, too.
+	if err != nil || blocked || !procfs.Process(c.rec.Process).Alive() {
+		return err
 	}
 	c.started = true
 	return os.Remove(c.execFIFO())
-}
-
-// runsWorkload says whether the process has become another program than the init that waits.
-func (c *container) runsWorkload() bool {
-	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.rec.Process.Pid))
-	return err == nil && !strings.HasPrefix(program, launcherProgram)
-}
-
-// workloadLook is how often start looks whether the init of an adopted container still waits.
-const workloadLook = 10 * time.Millisecond
-
-// untilWorkload returns when the workload runs or over is closed. An adopted init may have written its byte to the keeper
-// before, and be on its way to the workload: none comes to us then.
-func (c *container) untilWorkload(over <-chan struct{}) {
-	for !c.runsWorkload() {
-		select {
-		case <-time.After(workloadLook):
-		case <-over:
-			return
-		}
-	}
 }
 
 // awaitSpare is for a process that was gone when this keeper came: only a pidfd that the daemon has held can tell its

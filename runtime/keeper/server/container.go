@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/failpoint"
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/runtime/crilog"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -235,8 +236,8 @@ func (c *container) start(ctx context.Context) error {
 	}
 }
 
-// beginStart opens the exec FIFO for reading, for which init waits, unless somebody has. It does so without blocking: a
-// blocked open cannot be called off when init has died. Without an error, nil is a start that has succeeded.
+// beginStart opens the exec FIFO, at which init waits, unless somebody lets it go already. Without an error, nil is a start
+// that has succeeded.
 func (c *container) beginStart(ctx context.Context) (*starting, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -251,7 +252,7 @@ func (c *container) beginStart(ctx context.Context) (*starting, error) {
 	if err := errors.Join(c.startable(), ctx.Err()); err != nil {
 		return nil, err
 	}
-	f, err := openFile(c.execFIFO(), unix.O_RDONLY|unix.O_NONBLOCK)
+	f, err := startfifo.Open(c.execFIFO())
 	if err != nil {
 		return nil, err
 	}
@@ -267,26 +268,19 @@ func (c *container) beginStart(ctx context.Context) (*starting, error) {
 	return s, nil
 }
 
-// finishStart waits for the byte that init writes before it executes the workload. Without a reader init would end.
+// finishStart lets init go, and waits for the byte that it writes before it executes the workload.
 func (c *container) finishStart(f *os.File) error {
 	defer f.Close()
 	over := make(chan struct{})
 	defer close(over)
-	giveUp := func() { f.SetReadDeadline(time.Unix(1, 0)) }
 	go func() {
 		select {
 		case <-c.dead:
-			giveUp()
+			f.SetReadDeadline(time.Unix(1, 0))
 		case <-over:
 		}
 	}()
-	if c.adopted {
-		go func() {
-			c.untilWorkload(over)
-			giveUp()
-		}()
-	}
-	if !awaitByte(f) && !(c.adopted && c.runsWorkload()) {
+	if !letGo(f) {
 		return fmt.Errorf("its init has died: %w", errdefs.ErrFailedPrecondition)
 	}
 	failpoint.Here(failpoint.KeeperOpened)
@@ -328,23 +322,24 @@ func (c *container) startable() error {
 	return nil
 }
 
-// awaitByte waits for the byte that init writes. Nothing to read is no end here: before init has opened its side the
-// FIFO reads as empty. At the deadline of f it looks once more, since a short workload may have run and ended already.
-func awaitByte(f *os.File) bool {
+// letGo returns false if no byte has come at the deadline of f. Then it looks once more, since a short workload may have run
+// and ended already.
+func letGo(f *os.File) (gone bool) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return false
 	}
-	buf := make([]byte, 1)
-	n := 0
 	look := func(fd uintptr) bool {
-		n, _ = read(int(fd), buf)
-		return n > 0
+		gone = gone || startfifo.LetGo(fd)
+		return gone
 	}
+	once := func(fd uintptr) { look(fd) }
+	raw.Control(once)
+	failpoint.Here(failpoint.KeeperLetGo)
 	if raw.Read(look) != nil {
-		raw.Control(func(fd uintptr) { look(fd) })
+		raw.Control(once)
 	}
-	return n > 0
+	return gone
 }
 
 // phase is false while the container is made; c.mu is held.

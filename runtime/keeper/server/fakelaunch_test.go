@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/startfifo"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
 	"golang.org/x/sys/unix"
@@ -92,6 +94,7 @@ func fakeCreate(job keeper.Job, state string, files []*os.File) (keeper.JobResul
 	}
 	result, pidfd, err := spawnFake("/proc/self/exe", append([]string{"berth-init", fifo}, b.Args...), job.Terminal, files)
 	if err == nil {
+		awaitBlocked(fifo)
 		text := fmt.Appendf(nil, `{"init_process_pid":%d,"init_process_start":%d}`, result.Pid, result.StartTime)
 		err = atomicfile.Write(filepath.Join(state, "state.json"), text, 0o600) // whole or not at all, as libcontainer does
 	}
@@ -99,6 +102,26 @@ func fakeCreate(job keeper.Job, state string, files []*os.File) (keeper.JobResul
 		select {}
 	}
 	return result, pidfd, err
+}
+
+// awaitBlocked waits until the init at the FIFO has seen to it that it will wait.
+func awaitBlocked(fifo string) {
+	for {
+		if blocked, err := isBlocked(fifo); blocked || err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// isBlocked says whether the init at the FIFO waits, or would.
+func isBlocked(fifo string) (bool, error) {
+	f, err := startfifo.Open(fifo)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return startfifo.Blocked(f.Fd())
 }
 
 // spawnFake starts a process and does not wait for it.
@@ -155,6 +178,9 @@ func sendTerminal(socket *os.File) (*os.File, error) {
 
 // initMain waits at the FIFO as libcontainer's init, and becomes the workload.
 func initMain() int {
+	if err := startfifo.Block(os.Args[1]); err != nil {
+		return 92
+	}
 	f, err := os.OpenFile(os.Args[1], os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString("0")

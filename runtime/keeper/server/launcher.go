@@ -33,8 +33,6 @@ const (
 	// sealedFD is the lowest descriptor of the sealed launcher: spawn.Start places the child's descriptors from 0
 	// on, before the path /proc/self/fd/N is looked up, and must not hit it.
 	sealedFD = 100
-	// launcherProgram is what /proc/PID/exe of a launcher, and of an init that waits for its start, begins with.
-	launcherProgram = "/memfd:" + keeper.SealedLauncher
 )
 
 // pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start.

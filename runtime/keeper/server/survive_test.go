@@ -112,6 +112,37 @@ func (n *node) restart() {
 	n.t.Cleanup(func() { c.Close() })
 }
 
+// A keeper that dies over a start leaves a container that is started, whenever its init gets to it.
+func TestTheKeeperDiesOverAStart(t *testing.T) {
+	n := newNode(t)
+	p := n.create("c", "echo once; exec sleep 1000")
+	n.create("other", "exit 0")
+	if err := unix.Kill(p.Pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error)
+	c := n.c
+	go func() { result <- c.Start(n.ctx(), "c") }()
+	eventually(t, "init to be let go", func() bool {
+		blocked, err := isBlocked(filepath.Join(n.dir, keeper.LibcontainerDir, "c", "exec.fifo"))
+		return err == nil && !blocked
+	})
+	n.crash()
+	if err := <-result; !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("Start: %v", err)
+	}
+	if s := n.state("c"); s.Phase != keeper.PhaseRunning {
+		t.Errorf("init was let go, and the next keeper says %s", s.Phase)
+	}
+	if s := n.state("other"); s.Phase != keeper.PhaseCreated {
+		t.Errorf("nobody has started the other one, and it is %s", s.Phase)
+	}
+	if err := unix.Kill(p.Pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the workload", func() bool { out, _ := n.logged("c"); return out == "once\n" })
+}
+
 // kernelTellsExits says whether this kernel gives the exit code of a process that is no child (6.15).
 func kernelTellsExits() bool {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)

@@ -1,0 +1,64 @@
+package startfifo
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Block(path); err != nil {
+		t.Fatal(err)
+	}
+	first := open(t, path)
+	wantBlocked(t, first, true)
+	wrote := make(chan error)
+	go func() { wrote <- os.WriteFile(path, []byte("0"), 0) }() // as libcontainer's init does
+	first.Close()                                               // a reader that comes and goes
+	select {
+	case err := <-wrote:
+		t.Fatalf("init has not waited: %v", err)
+	default:
+	}
+
+	second := open(t, path)
+	wantBlocked(t, second, true)
+	LetGo(second.Fd())
+	wantBlocked(t, second, false)
+	second.Close() // and dies
+	if err := <-wrote; err != nil {
+		t.Fatalf("init, after who let it go has died: %v", err)
+	}
+
+	third := open(t, path)
+	defer third.Close()
+	wantBlocked(t, third, false)
+	if !LetGo(third.Fd()) {
+		t.Error("the byte is lost")
+	}
+	if LetGo(third.Fd()) {
+		t.Error("the byte comes twice")
+	}
+}
+
+func open(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func wantBlocked(t *testing.T, f *os.File, want bool) {
+	t.Helper()
+	if got, err := Blocked(f.Fd()); err != nil || got != want {
+		t.Errorf("Blocked: %v, %v; want %v", got, err, want)
+	}
+}
