@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -11,11 +12,12 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 )
 
-// listener remembers its connections, so that closeAll ends those too that were upgraded, and makes each of them say when
+// A Listener remembers its connections, so that CloseAll ends those too that were upgraded, and makes each of them say when
 // its client has gone.
-type listener struct {
+type Listener struct {
 	net.Listener
 	log     *slog.Logger
 	hangups *hangups
@@ -32,15 +34,16 @@ type listener struct {
 // costs a descriptor; a client shows its token at once. So a further connection ends the oldest of these.
 const maxSilent = 256
 
-func newListener(l net.Listener, log *slog.Logger) (*listener, error) {
+// NewListener returns a Listener on l, a TCP or a unix socket, which is its own from now on. Close it by CloseAll.
+func NewListener(l net.Listener, log *slog.Logger) (*Listener, error) {
 	h, err := newHangups()
 	if err != nil {
 		return nil, err
 	}
-	return &listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}, silent: list.New()}, nil
+	return &Listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}, silent: list.New()}, nil
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
@@ -59,13 +62,13 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 // add remembers a connection, and returns the one that must go for it, if any.
-func (l *listener) add(w *conn) (oldest *conn, err error) {
+func (l *Listener) add(w *conn) (oldest *conn, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, net.ErrClosed
 	}
-	if w.unwatch, err = l.hangups.watch(w.Conn.(*net.TCPConn), w.end); err != nil {
+	if w.unwatch, err = l.hangups.watch(w.Conn.(syscall.Conn), w.end); err != nil {
 		// Its end will still be seen when somebody reads that far.
 		l.log.Warn("streaming connection cannot be watched, ignoring", "err", err)
 		w.unwatch = func() {}
@@ -78,8 +81,8 @@ func (l *listener) add(w *conn) (oldest *conn, err error) {
 	return oldest, nil
 }
 
-// spoke says that the client of a request has shown a token.
-func spoke(r *http.Request) {
+// Spoke says that the client of a request has shown a token, or what else it is known by.
+func Spoke(r *http.Request) {
 	c := r.Context().Value(connKey{}).(*conn)
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()
@@ -87,7 +90,7 @@ func spoke(r *http.Request) {
 }
 
 // Close takes no more connections; those that there are go on. Calling it again does nothing.
-func (l *listener) Close() error {
+func (l *Listener) Close() error {
 	l.mu.Lock()
 	over := l.over
 	l.over = true
@@ -99,14 +102,14 @@ func (l *listener) Close() error {
 }
 
 // ended reports whether Close was called.
-func (l *listener) ended() bool {
+func (l *Listener) ended() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.over
 }
 
-// closeAll closes the listener and every connection. Calling it again does nothing.
-func (l *listener) closeAll() error {
+// CloseAll closes the Listener and every connection. Calling it again does nothing.
+func (l *Listener) CloseAll() error {
 	err := l.Close()
 	l.mu.Lock()
 	if l.closed {
@@ -128,7 +131,7 @@ func (l *listener) closeAll() error {
 }
 
 // unspoken returns the connections that have not shown a token.
-func (l *listener) unspoken() []*conn {
+func (l *Listener) unspoken() []*conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var conns []*conn
@@ -142,7 +145,7 @@ func (l *listener) unspoken() []*conn {
 // upgraded, so without this an exec would outlive its client.
 type conn struct {
 	net.Conn
-	listener *listener
+	listener *Listener
 	// gone is done when nothing more can come or go. It is a context for what context.AfterFunc does with one.
 	gone    context.Context
 	end     context.CancelFunc
@@ -185,8 +188,11 @@ func (c *conn) Close() error {
 // connKey is the key of a request's connection in its context.
 type connKey struct{}
 
-// connContext gives a connection its context, for http.Server.
-func connContext(ctx context.Context, c net.Conn) context.Context {
+// ConnContext gives a connection of a Listener, or one of TLS over it, its context, for http.Server.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
 	ctx, cancel := context.WithCancel(context.WithValue(ctx, connKey{}, c))
 	context.AfterFunc(c.(*conn).gone, cancel)
 	return ctx

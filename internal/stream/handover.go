@@ -88,6 +88,3 @@ func (s *Server) TakeOver(pending json.RawMessage) error {
 	}
 	return nil
 }
-
-// Sessions is how many are at work.
-func (s *Server) Sessions() int { return len(s.sessions) }

@@ -15,26 +15,20 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
-	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
 
-func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, request any) bool {
+func (s *Server) tokenPortForward(w http.ResponseWriter, r *http.Request, request any) bool {
 	req, ok := request.(PortForwardRequest)
 	if !ok { // the token is of another kind of session
 		http.NotFound(w, r)
 		return false
 	}
-	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
-		s.serveTunnel(w, r, req)
-	} else {
-		s.forward(w, r, req)
-	}
-	return true // the library closes what it has upgraded
+	return s.sessions.servePortForward(w, r, req)
 }
 
-func (s *Server) forward(w http.ResponseWriter, r *http.Request, req PortForwardRequest) {
+func (s *Sessions) forward(w http.ResponseWriter, r *http.Request, req PortForwardRequest) {
 	f := forwarder{session: r.Context(), backend: s.backend, slots: make(chan struct{}, maxForwards)}
 	portforward.ServePortForward(w, r, f, req.SandboxID, "",
 		&portforward.V4Options{Ports: req.Ports}, s.cfg.IdleTimeout, s.cfg.CreationTimeout, portforward.SupportedProtocols)
@@ -65,7 +59,7 @@ func (f forwarder) PortForward(_ context.Context, sandboxID, _ string, port int3
 
 // serveTunnel serves SPDY inside of the binary messages of a WebSocket, as kubectl, crictl and critest ask for it when
 // they forward ports over WebSocket. To the library the WebSocket is the connection of a plain SPDY client.
-func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request, req PortForwardRequest) {
+func (s *Sessions) serveTunnel(w http.ResponseWriter, r *http.Request, req PortForwardRequest) {
 	websocket.Server{
 		Handshake: func(c *websocket.Config, _ *http.Request) error {
 			const want = portforward.WebsocketsSPDYTunnelingPortForwardV1

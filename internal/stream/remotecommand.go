@@ -11,29 +11,25 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, request any) bool {
+func (s *Server) tokenExec(w http.ResponseWriter, r *http.Request, request any) bool {
 	req, ok := request.(ExecRequest)
 	if !ok { // the token is of another kind of session
 		http.NotFound(w, r)
 		return false
 	}
-	return s.serveRemote(w, r, &remote{connect: req.Connect, run: func(ctx context.Context, st Streams) (int32, error) {
-		return s.backend.Exec(ctx, req.ContainerID, req.Cmd, st)
-	}})
+	return s.sessions.serveExec(w, r, req)
 }
 
-func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, request any) bool {
+func (s *Server) tokenAttach(w http.ResponseWriter, r *http.Request, request any) bool {
 	req, ok := request.(AttachRequest)
 	if !ok {
 		http.NotFound(w, r)
 		return false
 	}
-	return s.serveRemote(w, r, &remote{connect: req.Connect, run: func(ctx context.Context, st Streams) (int32, error) {
-		return 0, s.backend.Attach(ctx, req.ContainerID, st)
-	}})
+	return s.sessions.serveAttach(w, r, req)
 }
 
-func (s *Server) serveRemote(w http.ResponseWriter, r *http.Request, e *remote) bool {
+func (s *Sessions) serveRemote(w http.ResponseWriter, r *http.Request, e *remote) bool {
 	if wsstream.IsWebSocketRequest(r) {
 		s.serveWebSocket(w, r, e)
 	} else {
@@ -59,7 +55,7 @@ type ends struct {
 }
 
 // runRemote runs a session whose client is there, until ctx ends at the latest, and tells that one how it ended.
-func (s *Server) runRemote(ctx context.Context, path string, e *remote, c ends) {
+func (s *Sessions) runRemote(ctx context.Context, path string, e *remote, c ends) {
 	ctx, done := context.WithCancel(ctx)
 	defer done()
 	st := Streams{TTY: e.connect.TTY}

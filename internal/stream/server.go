@@ -7,10 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
-
-	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
@@ -20,12 +17,10 @@ import (
 // New makes one whose URLs are valid at once; Serve answers them until Close. In between, HandOver leaves the URLs to another
 // Server on the same socket and keeps the sessions. A Server cannot be used again.
 type Server struct {
-	cfg      Config
-	backend  Backend
-	listener *listener
+	sessions *Sessions
+	listener *Listener
 	http     *http.Server
 	pending  *tokens
-	sessions chan struct{} // a slot for each session at work
 	served   chan struct{} // closed when Serve has returned
 }
 
@@ -43,27 +38,25 @@ func Listen(address string) (net.Listener, error) {
 // in any case.
 func New(cfg Config, l net.Listener, b Backend) (*Server, error) {
 	cfg = cfg.withDefaults()
-	tracked, err := newListener(l, cfg.Log)
+	tracked, err := NewListener(l, cfg.Log)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("stream server: %w", err), l.Close())
 	}
 	s := &Server{
-		cfg:      cfg,
-		backend:  b,
+		sessions: NewSessions(cfg, b),
 		listener: tracked,
 		pending:  newTokens(cfg.MaxPending, cfg.TokenTTL, time.Now),
-		sessions: make(chan struct{}, cfg.MaxSessions),
 		served:   make(chan struct{}),
 	}
 	mux := http.NewServeMux()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		mux.HandleFunc(method+" /exec/{token}", s.session(s.serveExec))
-		mux.HandleFunc(method+" /attach/{token}", s.session(s.serveAttach))
-		mux.HandleFunc(method+" /portforward/{token}", s.session(s.servePortForward))
+		mux.HandleFunc(method+" /exec/{token}", s.session(s.tokenExec))
+		mux.HandleFunc(method+" /attach/{token}", s.session(s.tokenAttach))
+		mux.HandleFunc(method+" /portforward/{token}", s.session(s.tokenPortForward))
 	}
 	s.http = &http.Server{
 		Handler:           mux,
-		ConnContext:       connContext,
+		ConnContext:       ConnContext,
 		ReadHeaderTimeout: cfg.CreationTimeout,
 		// A connection is for one session. One that never asks must not stay.
 		IdleTimeout: cfg.CreationTimeout,
@@ -87,8 +80,11 @@ func (s *Server) Serve() error {
 // Close ends all sessions and the listening. It does not wait for the Backend's functions.
 func (s *Server) Close() error {
 	// Upgraded connections are no longer the http.Server's: it would leave them open.
-	return errors.Join(s.http.Close(), s.listener.closeAll())
+	return errors.Join(s.http.Close(), s.listener.CloseAll())
 }
+
+// Sessions is how many are at work.
+func (s *Server) Sessions() int { return s.sessions.Count() }
 
 // Exec returns the URL of a new session. Errors: ErrInvalidArgument, ErrResourceExhausted.
 func (s *Server) Exec(r ExecRequest) (string, error) {
@@ -120,29 +116,18 @@ func (s *Server) issue(kind string, request any) (string, error) {
 	return u.String(), nil
 }
 
-// session guards what all sessions need: a slot, the request behind the token, and an end of the connection that the
-// library may have forgotten.
+// session finds the request behind the token.
 func (s *Server) session(serve func(http.ResponseWriter, *http.Request, any) (served bool)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case s.sessions <- struct{}{}:
-			defer func() { <-s.sessions }()
-		default:
-			w.Header().Set("Retry-After", strconv.Itoa(int(s.cfg.TokenTTL.Seconds())))
-			http.Error(w, errTooMany.Error(), http.StatusTooManyRequests)
-			return
-		}
-		request, ok := s.pending.take(r.PathValue("token"))
-		if !ok {
-			http.NotFound(w, r)
-			return
-		}
-		spoke(r)
-		u := &upgradable{ResponseWriter: w, spdy: !wsstream.IsWebSocketRequest(r)}
-		if !serve(u, r, request) && u.conn != nil {
-			// The client upgraded the connection and then did not open its streams: the library gives up without closing.
-			_ = u.conn.Close()
-		}
+		s.sessions.guard(w, r, func(w http.ResponseWriter) bool {
+			request, ok := s.pending.take(r.PathValue("token"))
+			if !ok {
+				http.NotFound(w, r)
+				return false
+			}
+			Spoke(r)
+			return serve(w, r, request)
+		})
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 // serveSPDY serves exec and attach to a client of SPDY. cri-streaming could, but reads sizes of any length.
-func (s *Server) serveSPDY(w http.ResponseWriter, r *http.Request, e *remote) {
+func (s *Sessions) serveSPDY(w http.ResponseWriter, r *http.Request, e *remote) {
 	protocol, err := httpstream.Handshake(r, w, remotecommand.SupportedStreamingProtocols)
 	if err != nil {
 		return // the client has been told

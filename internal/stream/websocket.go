@@ -31,7 +31,7 @@ var channelProtocols = map[string]channelProtocol{
 
 // serveWebSocket serves exec and attach to a client of WebSocket. cri-streaming could, but not in v5, keeps messages of up to
 // 32 MiB whole, and reads sizes of any length.
-func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, e *remote) {
+func (s *Sessions) serveWebSocket(w http.ResponseWriter, r *http.Request, e *remote) {
 	var protocol channelProtocol
 	websocket.Server{
 		Handshake: func(c *websocket.Config, _ *http.Request) error {
@@ -50,7 +50,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, e *remot
 	}.ServeHTTP(w, r)
 }
 
-func (s *Server) serveChannels(ws *websocket.Conn, protocol channelProtocol, r *http.Request, e *remote) {
+func (s *Sessions) serveChannels(ws *websocket.Conn, protocol channelProtocol, r *http.Request, e *remote) {
 	c := &channels{ws: ws, protocol: protocol, idle: s.cfg.IdleTimeout, in: map[byte]*io.PipeWriter{}}
 	defer func() { _ = ws.Close() }()
 	to := ends{

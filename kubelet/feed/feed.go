@@ -29,6 +29,8 @@ type Change[T Object] struct {
 	Version uint64
 	Type    watch.EventType
 	Object  T
+	// Before is what the object was; nothing for one that was added.
+	Before T
 }
 
 // A Feed is the table. Objects in it are never changed: a newer one takes the place of an older one.
@@ -55,13 +57,14 @@ func (f *Feed[T]) Put(object T) {
 	defer f.mu.Unlock()
 	key := name(object)
 	kind := watch.Added
-	if _, known := f.objects[key]; known {
+	before, known := f.objects[key]
+	if known {
 		kind = watch.Modified
 	}
 	f.version++
 	object.SetResourceVersion(strconv.FormatUint(f.version, 10))
 	f.objects[key] = object
-	f.note(kind, object)
+	f.note(kind, object, before)
 }
 
 // Delete removes the object of that name, if there is one.
@@ -69,19 +72,19 @@ func (f *Feed[T]) Delete(namespace, name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := types.NamespacedName{Namespace: namespace, Name: name}
-	last, known := f.objects[key]
+	before, known := f.objects[key]
 	if !known {
 		return
 	}
 	delete(f.objects, key)
 	f.version++
-	last = last.DeepCopyObject().(T)
+	last := before.DeepCopyObject().(T)
 	last.SetResourceVersion(strconv.FormatUint(f.version, 10))
-	f.note(watch.Deleted, last)
+	f.note(watch.Deleted, last, before)
 }
 
-func (f *Feed[T]) note(kind watch.EventType, object T) {
-	f.history = append(f.history, Change[T]{Version: f.version, Type: kind, Object: object})
+func (f *Feed[T]) note(kind watch.EventType, object, before T) {
+	f.history = append(f.history, Change[T]{Version: f.version, Type: kind, Object: object, Before: before})
 	// Twice as many are let in before the older half goes, so that they are not moved up at each change.
 	if len(f.history) >= 2*f.keep {
 		cut := len(f.history) - f.keep

@@ -17,11 +17,15 @@ func pod(namespace, name string) *v1.Pod {
 	return &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 }
 
-// told writes changes down as "ADDED ns/name@version".
+// told writes changes down as "MODIFIED ns/name@version after version".
 func told(changes []Change[*v1.Pod]) string {
 	var all []string
 	for _, c := range changes {
-		all = append(all, fmt.Sprintf("%s %s/%s@%s", c.Type, c.Object.Namespace, c.Object.Name, c.Object.ResourceVersion))
+		text := fmt.Sprintf("%s %s/%s@%s", c.Type, c.Object.Namespace, c.Object.Name, c.Object.ResourceVersion)
+		if c.Before != nil {
+			text += " after " + c.Before.ResourceVersion
+		}
+		all = append(all, text)
 	}
 	return strings.Join(all, ", ")
 }
@@ -46,7 +50,7 @@ func TestListAndFollow(t *testing.T) {
 	f.Put(pod("a", "z"))
 	f.Delete("b", "x")
 	f.Delete("b", "x") // is gone: no change
-	if changes, err := w.Next(t.Context()); err != nil || told(changes) != "MODIFIED a/z@103, DELETED b/x@104" {
+	if changes, err := w.Next(t.Context()); err != nil || told(changes) != "MODIFIED a/z@103 after 102, DELETED b/x@104 after 101" {
 		t.Errorf("%q, %v", told(changes), err)
 	}
 	go f.Put(pod("a", "y"))
@@ -85,7 +89,7 @@ func TestForgets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if changes, err := w.Next(t.Context()); err != nil || told(changes) != "MODIFIED a/a@1018, MODIFIED a/a@1019, MODIFIED a/a@1020" {
+	if changes, err := w.Next(t.Context()); err != nil || told(changes) != "MODIFIED a/a@1018 after 1017, MODIFIED a/a@1019 after 1018, MODIFIED a/a@1020 after 1019" {
 		t.Errorf("%q, %v", told(changes), err)
 	}
 }
