@@ -1,0 +1,342 @@
+package plan
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+const begun = `prepare
+	mount
+	pull a
+	make sandbox #0
+	start a #-1`
+
+func TestAPodStarts(t *testing.T) {
+	w := newWorld(t, pod(container("a"), container("b"))).settle().said(`
+		prepare
+		mount
+		pull a
+		pull b
+		make sandbox #0
+		start a #-1
+		start b #-1`)
+	w.shows("Running; a running ready; b running ready")
+	if s := w.last.Status; s.PodIP != "10.0.0.9" || len(s.PodIPs) != 2 || s.HostIP != "192.0.2.1" || !w.last.Again.IsZero() {
+		t.Errorf("%+v, again %v", s, w.last.Again)
+	}
+}
+
+func TestImagesArePulledBesideEverything(t *testing.T) {
+	w := newWorld(t, pod(container("a"), container("b")))
+	w.slow = []string{"pull", "mount"}
+	w.settle().said("prepare\nmount\npull a\npull b\nmake sandbox #0").shows("Pending; a ContainerCreating; b ContainerCreating; not Ready ContainersReady")
+	w.finish("pull b").finish("mount").said("") // b waits for its turn
+	w.finish("pull a").said("start a #-1\nstart b #-1")
+}
+
+func TestInitContainersRunOneAfterTheOther(t *testing.T) {
+	w := newWorld(t, withInit(pod(container("a")), container("i"), container("j"))).settle()
+	w.said("prepare\nmount\npull i\npull j\npull a\nmake sandbox #0\nstart i #-1")
+	w.shows("Pending; i running; j PodInitializing; a PodInitializing; not Initialized Ready ContainersReady")
+	w.exit("i", 0).said("-- i0 exits with 0\nstart j #-1")
+	w.exit("j", 1).said("-- j0 exits with 1\npull j\nstart j #1")
+	w.exit("j", 0).said("-- j1 exits with 0\nstart a #-1")
+	w.shows("Running; i Completed 0 ready; j Completed 0 ready #1 last Error 1; a running ready")
+}
+
+func TestAFailedInitContainerIsTheEndOfAPodThatNeverRestarts(t *testing.T) {
+	p := withInit(pod(container("a")), container("i"))
+	p.Spec.RestartPolicy = v1.RestartPolicyNever
+	w := newWorld(t, p).settle()
+	w.log = nil
+	w.exit("i", 3).said("-- i0 exits with 3\nstop sandbox s0\ntear down")
+	w.shows("Failed; i Error 3; a PodInitializing; not PodReadyToStartContainers Initialized Ready ContainersReady")
+}
+
+func TestSidecars(t *testing.T) {
+	s := sidecar("s")
+	s.StartupProbe = &v1.Probe{}
+	w := newWorld(t, withInit(pod(container("a")), s, container("i"), sidecar("z"))).settle()
+	w.said("prepare\nmount\npull s\npull i\npull z\npull a\nmake sandbox #0\nstart s #-1")
+	w.change("s", func(c *Container) { c.Probes = Probes{Started: true, Ready: true} }).said("start i #-1")
+	w.exit("i", 0).said("-- i0 exits with 0\nstart z #-1\nstart a #-1")
+	w.shows("Running; s running ready; i Completed 0 ready; z running ready; a running ready")
+	w.exit("s", 1).said("-- s0 exits with 1\npull s\nstart s #1")
+	w.slow = []string{"stop"}
+	w.delete(30).said(`-- deleted
+		(Killing Stopping container s)
+		(Killing Stopping container a)
+		(Killing Stopping container z)
+		stop a0`)
+	w.finish("stop a0").said("stop z0")
+	w.finish("stop z0").said("stop s1")
+	w.finish("stop s1").said("stop sandbox s0")
+	w.finish("stop sandbox s0").said("tear down\nremove sandbox s0\nerase")
+	if !w.last.Gone {
+		t.Error("it is not gone")
+	}
+}
+
+func TestSidecarsStopInOrderEvenIfGraceRanOut(t *testing.T) {
+	w := newWorld(t, withInit(pod(container("a")), sidecar("s"))).settle()
+	w.slow, w.log = []string{"stop"}, nil
+	w.delete(5).said("-- deleted\n(Killing Stopping container a)\n(Killing Stopping container s)\nstop a0")
+	w.after().said("-- 5s\nstop s0")
+}
+
+func TestSidecarsDoNotKeepAPodAlive(t *testing.T) {
+	p := withInit(pod(container("a")), sidecar("s"))
+	p.Spec.RestartPolicy = v1.RestartPolicyNever
+	w := newWorld(t, p).settle()
+	w.log = nil
+	w.exit("a", 0).said("-- a0 exits with 0\n(Killing Stopping container s)\nstop s0\nstop sandbox s0\ntear down")
+	w.shows("Succeeded; s Error 143; a Completed 0; not PodReadyToStartContainers Ready ContainersReady")
+}
+
+func TestCrashLoopBackOff(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle().said(begun)
+	w.exit("a", 1).said("-- a0 exits with 1\npull a\nstart a #1")
+	const told = "(BackOff Back-off restarting failed container a in pod p_default(uid))"
+	w.exit("a", 1).said("-- a1 exits with 1\n" + told)
+	w.shows("Running; a CrashLoopBackOff #1 last Error 1; not Ready ContainersReady")
+	w.message("a", "back-off 10s restarting failed container=a pod=p_default(uid)")
+	w.after().said("-- 10s\npull a\nstart a #2\nremove container a0")
+	w.exit("a", 1).message("a", "back-off 20s restarting failed container=a pod=p_default(uid)").said("-- a2 exits with 1\n" + told)
+	w.after().said("-- 30s\npull a\nstart a #3\nremove container a1")
+	for _, delay := range []string{"40s", "1m20s", "2m40s", "5m0s", "5m0s"} {
+		w.exit("a", 1).message("a", "back-off "+delay+" restarting failed container=a pod=p_default(uid)").after()
+	}
+	w.log = nil
+	w.now = w.now.Add(9 * time.Minute) // it had run for less than ten
+	w.exit("a", 1).message("a", "back-off 5m0s restarting failed container=a pod=p_default(uid)").after()
+	w.now = w.now.Add(11 * time.Minute)
+	w.log = nil
+	w.exit("a", 1).said("-- a9 exits with 1\npull a\nstart a #10\nremove container a8")
+	w.exit("a", 1).message("a", "back-off 10s restarting failed container=a pod=p_default(uid)")
+	w.pod.Spec.Containers[0].Image = "image:b"
+	w.log = nil
+	w.settle().said("pull a\nstart a #11\nremove container a9")
+}
+
+func TestRestartPolicies(t *testing.T) {
+	for name, c := range map[string]struct {
+		policy v1.RestartPolicy
+		code   int32
+		want   string
+		shows  string
+	}{
+		"never, failed":      {v1.RestartPolicyNever, 2, "stop sandbox s0\ntear down", "Failed; a Error 2; not PodReadyToStartContainers Ready ContainersReady"},
+		"never, completed":   {v1.RestartPolicyNever, 0, "stop sandbox s0\ntear down", "Succeeded; a Completed 0; not PodReadyToStartContainers Ready ContainersReady"},
+		"failure, failed":    {v1.RestartPolicyOnFailure, 2, "pull a\nstart a #1", "Running; a running ready #1 last Error 2"},
+		"failure, completed": {v1.RestartPolicyOnFailure, 0, "stop sandbox s0\ntear down", "Succeeded; a Completed 0; not PodReadyToStartContainers Ready ContainersReady"},
+		"always, completed":  {v1.RestartPolicyAlways, 0, "pull a\nstart a #1", "Running; a running ready #1 last Completed 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := pod(container("a"))
+			p.Spec.RestartPolicy = c.policy
+			w := newWorld(t, p).settle().exit("a", c.code)
+			w.log = w.log[6:]
+			w.said(c.want).shows(c.shows)
+		})
+	}
+}
+
+func TestRestartRules(t *testing.T) {
+	c := container("a")
+	never := v1.ContainerRestartPolicyNever
+	c.RestartPolicy = &never
+	c.RestartPolicyRules = []v1.ContainerRestartRule{{
+		Action:    v1.ContainerRestartRuleActionRestart,
+		ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+	}}
+	w := newWorld(t, pod(c)).settle()
+	w.log = nil
+	w.exit("a", 42).said("-- a0 exits with 42\npull a\nstart a #1")
+	w.exit("a", 1).said("-- a1 exits with 1\nstop sandbox s0\ntear down")
+	w.shows("Failed; a Error 1 #1 last Error 42; not PodReadyToStartContainers Ready ContainersReady")
+}
+
+func TestAllContainersRestart(t *testing.T) {
+	c := container("a")
+	never := v1.ContainerRestartPolicyNever
+	c.RestartPolicy = &never
+	c.RestartPolicyRules = []v1.ContainerRestartRule{{
+		Action:    v1.ContainerRestartRuleActionRestartAllContainers,
+		ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+	}}
+	w := newWorld(t, withInit(pod(c, container("b")), container("i"))).settle().exit("i", 0)
+	w.log = nil
+	w.exit("a", 42).said(`-- a0 exits with 42
+		(Killing Stopping container b)
+		stop b0
+		remove container i0
+		remove container a0
+		remove container b0
+		pull i
+		pull a
+		pull b
+		start i #-1`)
+	w.exit("i", 0).shows("Running; i Completed 0 ready #1 last RestartingAllContainers 137; a running ready #1 last RestartingAllContainers 137; b running ready #1 last RestartingAllContainers 137; not AllContainersRestarting")
+}
+
+func TestAPullThatFails(t *testing.T) {
+	w := newWorld(t, pod(container("a"), container("b")))
+	w.fail["pull a"] = Result{Err: errors.New("no"), Reason: "ErrImagePull", Message: "no such thing"}
+	w.settle().said("prepare\nmount\npull a\npull b\nmake sandbox #0\n(Failed Error: ErrImagePull)\nstart b #-1")
+	w.shows("Pending; a ErrImagePull; b running ready; not Ready ContainersReady").message("a", "no such thing")
+	const told = "(BackOff Back-off pulling image \"image:a\")\n(Failed Error: ImagePullBackOff)"
+	w.after().said("-- 1s\n" + told).message("a", `Back-off pulling image "image:a": ErrImagePull: no such thing`)
+	w.after().said("-- 10s\npull a\n(Failed Error: ErrImagePull)").after().said("-- 11s\n" + told)
+	w.after().said("-- 30s\npull a\n(Failed Error: ErrImagePull)")
+	delete(w.fail, "pull a")
+	w.after().after().shows("Running; a running ready; b running ready")
+}
+
+func TestAContainerThatCannotBeMade(t *testing.T) {
+	w := newWorld(t, pod(container("a"), container("b")))
+	w.fail["start a #-1"] = Result{Err: errors.New("no"), Reason: "CreateContainerConfigError", Message: `configmap "c" not found`}
+	w.settle().said("prepare\nmount\npull a\npull b\nmake sandbox #0\nstart a #-1\nstart b #-1")
+	w.shows("Pending; a CreateContainerConfigError; b running ready; not Ready ContainersReady").message("a", `configmap "c" not found`)
+	w.after().said("-- 10s\npull a\nstart a #-1")
+	delete(w.fail, "start a #-1")
+	w.o.Memory = w.o.Memory.Hurry() // the config map came
+	w.settle().said("pull a\nstart a #-1")
+}
+
+func TestPostStart(t *testing.T) {
+	c := container("a")
+	c.Lifecycle = &v1.Lifecycle{PostStart: &v1.LifecycleHandler{}}
+	w := newWorld(t, pod(c, container("b")))
+	w.slow = []string{"post-start"}
+	w.settle().said("prepare\nmount\npull a\npull b\nmake sandbox #0\nstart a #-1\npost-start a a0")
+	w.shows("Pending; a ContainerCreating; b ContainerCreating; not Ready ContainersReady")
+	w.fail["post-start a a0"] = Result{Err: errors.New("no"), Reason: "PostStartHookError", Message: "hook failed"}
+	w.finish("post-start a a0").said("(Killing FailedPostStartHook)\nstop a0\npull a\nstart a #1\npost-start a a1")
+	w.shows("Pending; a PostStartHookError last Error 143; b ContainerCreating; not Ready ContainersReady")
+	w.finish("post-start a a1").said("start b #-1").shows("Running; a running ready #1 last Error 143; b running ready")
+}
+
+func TestPreStopAndGraceThatOnlyShrinks(t *testing.T) {
+	c := container("a")
+	c.Lifecycle = &v1.Lifecycle{PreStop: &v1.LifecycleHandler{}}
+	w := newWorld(t, pod(c)).settle()
+	w.slow, w.log = []string{"pre-stop", "stop a"}, nil
+	w.delete(60).said("-- deleted\n(Killing Stopping container a)\npre-stop a a0")
+	w.now = w.now.Add(10 * time.Second)
+	w.delete(90).said("-- deleted")
+	if by := w.o.Memory.Stops["a0"].By; !by.Equal(epoch.Add(time.Minute)) {
+		t.Errorf("the longer grace counts: %v", by)
+	}
+	w.delete(5).said("-- deleted\npre-stop a a0") // until earlier
+	w.after().said("-- 15s\nstop a0")
+	w.finish("stop a0").said("stop sandbox s0\ntear down\nremove sandbox s0\nerase")
+}
+
+func TestAProbeThatFails(t *testing.T) {
+	c, grace := container("a"), int64(7)
+	c.LivenessProbe = &v1.Probe{TerminationGracePeriodSeconds: &grace}
+	w := newWorld(t, pod(c)).settle()
+	w.slow, w.log = []string{"stop a"}, nil
+	w.change("a", func(c *Container) { c.Probes.FailedLiveness = true }).said("(Killing Container a failed liveness probe, will be restarted)\nstop a0")
+	if by := w.o.Busy["stop a0"].By; !by.Equal(epoch.Add(7 * time.Second)) {
+		t.Errorf("the grace of the probe does not count: %v", by)
+	}
+	w.finish("stop a0").said("pull a\nstart a #1")
+}
+
+func TestAnEditOfTheImage(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.log = nil
+	w.pod.Spec.Containers[0].Image = "image:2"
+	w.pod.Generation = 2
+	w.settle().said("(Killing Container a definition changed, will be restarted)\nstop a0\npull a\nstart a #1").shows("Running; a running ready #1 last Error 143")
+}
+
+func TestUnknownContainersAreKilledFirst(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.slow, w.log = []string{"stop a"}, nil
+	w.change("a", func(c *Container) { c.State = Unknown }).said("(Killing Container is in \"unknown\" state, try killing it before restart)\nstop a0")
+	w.finish("stop a0").said("pull a\nstart a #1")
+}
+
+func TestReboot(t *testing.T) {
+	w := newWorld(t, withInit(pod(container("a")), sidecar("s"), container("i"))).settle().exit("i", 0)
+	w.exit("a", 1)
+	w.log = nil
+	w.reboot().said(`-- reboot
+		prepare
+		mount
+		make sandbox #1
+		pull s
+		start s #1
+		pull i
+		start i #1`)
+	w.shows("Pending; s running ready #1 last Error 255; i running #1 last Completed 0; a Error 255 #1 last Error 1; not Ready ContainersReady")
+	w.exit("i", 0).said("-- i1 exits with 0\n(BackOff Back-off restarting failed container a in pod p_default(uid))")
+	w.after().said("-- 10s\npull a\nstart a #2\nremove container a0")
+}
+
+func TestAPodThatNeverRestartsEndsWithTheMachine(t *testing.T) {
+	p := pod(container("a"))
+	p.Spec.RestartPolicy = v1.RestartPolicyNever
+	w := newWorld(t, p).settle()
+	w.log = nil
+	w.reboot().said("-- reboot\ntear down").shows("Failed; a Error 255; not PodReadyToStartContainers Ready ContainersReady")
+}
+
+func TestActiveDeadline(t *testing.T) {
+	p := pod(container("a"))
+	deadline := int64(60)
+	p.Spec.ActiveDeadlineSeconds = &deadline
+	w := newWorld(t, p).settle()
+	w.log = nil
+	w.after().said(`-- 1m0s
+		(DeadlineExceeded Pod was active on the node longer than the specified deadline)
+		(Killing Stopping container a)
+		stop a0
+		stop sandbox s0
+		tear down`)
+	w.shows("Failed DeadlineExceeded; a Error 143; not PodReadyToStartContainers Ready ContainersReady")
+}
+
+func TestAnEndInTheMiddleOfTheStart(t *testing.T) {
+	w := newWorld(t, pod(container("a")))
+	w.slow = []string{"pull", "make sandbox"}
+	w.settle()
+	w.log = nil
+	w.delete(30).said("-- deleted\ncancel pull a")
+	w.slow = nil
+	w.finish("make sandbox #0").said("stop sandbox s0\ntear down\nremove sandbox s0\nerase")
+	w.shows("Failed; a ContainerStatusUnknown 137; not PodReadyToStartContainers Ready ContainersReady")
+}
+
+func TestASandboxThatFailsIsTriedAgain(t *testing.T) {
+	w := newWorld(t, pod(container("a")))
+	w.fail["make sandbox #0"] = Result{Err: errors.New("no network")}
+	w.settle().said("prepare\nmount\npull a\nmake sandbox #0").after().said("-- 500ms\nmake sandbox #0").after().said("-- 1.5s\nmake sandbox #0")
+	delete(w.fail, "make sandbox #0")
+	w.after().said("-- 3.5s\nmake sandbox #0\nstart a #-1")
+}
+
+func TestASandboxThatIsGoneIsMadeAnew(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.log = nil
+	w.o.Sandboxes[0].Ready = false
+	w.settle().said(`
+		(Killing Stopping container a)
+		stop a0
+		make sandbox #1
+		pull a
+		start a #1`)
+}
+
+func TestEphemeralContainers(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.log = nil
+	w.pod.Spec.EphemeralContainers = []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "e", Image: "image:e"}}}
+	w.settle().said("pull e\nstart e #-1").exit("e", 1).said("-- e0 exits with 1")
+	w.shows("Running; a running ready; e Error 1")
+}
