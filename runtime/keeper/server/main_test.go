@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,8 +34,63 @@ func TestMain(m *testing.M) {
 		syscall.Exit(initMain())
 	case "berth-writer":
 		os.Exit(writerMain())
+	case "berth-reaper":
+		os.Exit(reaperMain())
+	}
+	if code, ok := contained(); ok {
+		os.Exit(code)
 	}
 	os.Exit(m.Run())
+}
+
+// containedVariable is set where the tests are in a PID namespace of their own already.
+const containedVariable = "BERTH_TEST_CONTAINED"
+
+// contained runs the tests in a PID namespace that ends with this process, however that ends: keepers, inits and what
+// these have started outlive a test that is killed. Without the right to make one, ok is false.
+func contained() (code int, ok bool) {
+	if os.Getenv(containedVariable) != "" {
+		return 0, false
+	}
+	runtime.LockOSThread() // with this thread the reaper would die
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = "berth-reaper"
+	cmd.Env = append(os.Environ(), containedVariable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if cmd.Start() != nil {
+		return 0, false
+	}
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode(), true
+}
+
+// reaperMain is pid 1 of the namespace: it runs the tests and reaps what they leave to it.
+func reaperMain() int {
+	err := errors.Join(
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("proc", "/proc", "proc", 0, ""),
+	)
+	self, linkErr := os.Readlink("/proc/self/exe")
+	if err := errors.Join(err, linkErr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	pid, err := syscall.ForkExec(self, append([]string{self}, os.Args[1:]...), &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{0, 1, 2},
+	})
+	for err == nil || err == unix.EINTR {
+		var status unix.WaitStatus
+		var ended int
+		if ended, err = unix.Wait4(-1, &status, 0, nil); ended == pid {
+			if status.Signaled() {
+				return 128 + int(status.Signal())
+			}
+			return status.ExitStatus()
+		}
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
 }
 
 func keeperMain() int {
