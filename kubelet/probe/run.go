@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,7 +47,7 @@ func (r runner) probe(ctx context.Context, p *v1.Probe, t Target) (probe.Result,
 		if err != nil {
 			return probe.Unknown, "", err
 		}
-		if !hasHeader(p.HTTPGet.HTTPHeaders, "User-Agent") {
+		if !slices.ContainsFunc(p.HTTPGet.HTTPHeaders, func(h v1.HTTPHeader) bool { return strings.EqualFold(h.Name, "User-Agent") }) {
 			req.Header.Set("User-Agent", userAgent)
 		}
 		return r.http.Probe(req.WithContext(ctx), timeout)
@@ -68,15 +69,6 @@ func (r runner) probe(ctx context.Context, p *v1.Probe, t Target) (probe.Result,
 		return r.grpc.Probe(t.PodIP, service, int(p.GRPC.Port), timeout)
 	}
 	return probe.Unknown, "", fmt.Errorf("missing probe handler for container %s", t.Container.Name)
-}
-
-func hasHeader(headers []v1.HTTPHeader, name string) bool {
-	for _, h := range headers {
-		if strings.EqualFold(h.Name, name) {
-			return true
-		}
-	}
-	return false
 }
 
 // command runs a command in the container. Its variables are those that the container's own list gives a plain value.
