@@ -27,6 +27,7 @@ var Rules = []Rule{
 	{"kubelet/plan", []string{"internal/..."}, "pure: what is wanted and what is there in, what to do out"},
 	{"kubelet/podspec", []string{"kubelet/resource", "internal/..."}, "a pod in, CRI configurations out"},
 	{"kubelet/volume", []string{"kubelet/podspec", "internal/..."}, "it knows files, not containers"},
+	{"kubelet/userns", []string{"internal/..."}, "ranges of IDs, and whose they are"},
 	{"kubelet/resource", []string{"cgroups", "internal/..."}, "pods as numbers, and their cgroups"},
 	{"kubelet/probe", []string{"internal/..."}, "results out; what follows from them is plan's"},
 	{"kubelet/evict", []string{"internal/..."}, "who has to go; it is told what there is, and has others do it"},
