@@ -9,6 +9,8 @@ SHELL       := /bin/bash
 GO      ?= $(or $(shell command -v go),/usr/local/go/bin/go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# By these Kubernetes' libraries name themselves, to whom a gRPC probe asks for one: the version of the kubelet that this one follows.
+KUBELET := -X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36
 GOBUILD := $(GO) build -trimpath -buildvcs=false
 
 # Tests that pass a whole suite to go test take long; what hangs should still end.
@@ -55,7 +57,7 @@ build: bin/berth bin/berth-keeper bin/berth-launch ## Build the three programs i
 FORCE:
 
 bin/berth: FORCE
-	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS) $(KUBELET)' -o $@ ./cmd/berth
 
 bin/berth-keeper: FORCE
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/berth-keeper
@@ -67,7 +69,7 @@ bin/berth-launch: deps FORCE
 # The same programs with named points at which tests can kill them: see internal/failpoint.
 .PHONY: failpoints
 failpoints: deps
-	CGO_ENABLED=0 $(GOBUILD) -tags failpoints -ldflags '$(LDFLAGS)' -o bin/failpoints/ ./cmd/berth ./cmd/berth-keeper
+	CGO_ENABLED=0 $(GOBUILD) -tags failpoints -ldflags '$(LDFLAGS) $(KUBELET)' -o bin/failpoints/ ./cmd/berth ./cmd/berth-keeper
 	CGO_ENABLED=1 $(GOBUILD) -tags 'failpoints seccomp netgo osusergo' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o bin/failpoints/ ./cmd/berth-launch
 
 bin/demo-web.tar: FORCE
