@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,16 +20,24 @@ import (
 	"github.com/berth-node/berth/internal/sysmon"
 )
 
-// withheld is the lowest descriptor that no process gets. Those below are as many as a node ever needs.
-const withheld = 1 << 14
+// withheld is the lowest descriptor that no process gets, as long as those below suffice for all else. They are as many as a
+// node ever needs or, where the limit on open files allows for fewer, half of those that there can be.
+var withheld = sync.OnceValue(func() int {
+	const enough = 1 << 14
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= 2*enough {
+		return enough
+	}
+	return int(limit.Cur / 2)
+})
 
 // Withhold moves f to a descriptor that no process gets from Start. Where the limit on open files leaves no room for that, f
 // stays what it is.
 func Withhold(f *os.File) *os.File {
-	if f.Fd() >= withheld {
+	if int(f.Fd()) >= withheld() {
 		return f
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, withheld)
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, withheld())
 	if err != nil {
 		return f
 	}
@@ -53,7 +62,7 @@ func Start(path string, args []string, attr syscall.ProcAttr, before ...func() e
 			}
 		}
 		// The table is copied up to the first that is left out: nothing is closed.
-		if err := unix.CloseRange(withheld, math.MaxUint32, unix.CLOSE_RANGE_UNSHARE); err != nil {
+		if err := unix.CloseRange(above(attr.Files, pair[1]), math.MaxUint32, unix.CLOSE_RANGE_UNSHARE); err != nil {
 			return os.NewSyscallError("close_range", err)
 		}
 		pid, err = start(path, args, attr, pair[1])
@@ -64,6 +73,16 @@ func Start(path string, args []string, attr syscall.ProcAttr, before ...func() e
 	}
 	pidfd, err = receive(pair[0])
 	return pid, pidfd, err
+}
+
+// above is the lowest descriptor that is left out: the first withheld one or, if so many files are open that the process is to have
+// some of those, the one behind them.
+func above(files []uintptr, socket int) uint {
+	least := max(withheld(), socket+1)
+	for _, fd := range files {
+		least = max(least, int(fd)+1)
+	}
+	return uint(least)
 }
 
 // start is Start on a thread with a table of its own: the pidfd, which is in that table, goes through a socket.
