@@ -19,6 +19,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/integration/harness"
+	"github.com/berth-node/berth/integration/images"
 	"github.com/berth-node/berth/integration/leaks"
 )
 
@@ -187,6 +188,42 @@ func TestWipedRunDirJustAfterAStart(t *testing.T) {
 			t.Fatalf("the container of %s is %v", pod.Config.Metadata.Name, s)
 		}
 		wantCounted(t, apps[i], 3)
+	}
+}
+
+// It is emptied while containers are created and not started: whoever dies then, they stay created, and start.
+func TestWipedRunDirBeforeAStart(t *testing.T) {
+	n := ownNode(t)
+	pod := n.RunPod(t, "waiting")
+	var waiting []*harness.Container
+	for i := range 4 {
+		waiting = append(waiting, pod.Create(t, harness.ContainerConfig(fmt.Sprintf("app-%d", i), images.Tools, "sh", "-c", counter)))
+	}
+	wipe(t, n)
+	awaitDoors(t, n)
+	for i, step := range []struct {
+		what string
+		do   func()
+	}{
+		{"all go on", func() {}},
+		{"another daemon", func() { n.Restart(t) }},
+		{"the keeper has died", func() { killKeeper(t, n) }},
+		{"keeper and daemon have died", func() {
+			n.Kill9(t)
+			killKeeper(t, n)
+			if err := n.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		step.do()
+		for _, c := range waiting[i:] {
+			if s := c.Status(t); s.State != cri.ContainerState_CONTAINER_CREATED {
+				t.Fatalf("%s: %v", step.what, s)
+			}
+		}
+		waiting[i].Start(t)
+		wantCounted(t, waiting[i], 3)
 	}
 }
 

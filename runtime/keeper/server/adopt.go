@@ -127,10 +127,10 @@ func (c *container) resync() {
 	}
 }
 
-// learnStarted finds out whether init was let go: the exec FIFO is gone, or is empty, since the keeper before died over the
-// start.
+// learnStarted finds out whether init was let go: the exec FIFO is gone, and from init too, or is empty, since the keeper before
+// died over the start.
 func (c *container) learnStarted() error {
-	f, err := startfifo.Open(c.execFIFO())
+	f, err := c.openExecFIFO()
 	if err != nil {
 		c.started = errors.Is(err, os.ErrNotExist)
 		return nil
@@ -143,7 +143,10 @@ func (c *container) learnStarted() error {
 		return err
 	}
 	c.started = true
-	return os.Remove(c.execFIFO())
+	if err := os.Remove(c.execFIFO()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // awaitSpare is for a process that was gone when this keeper came: only a pidfd that the daemon has held can tell its

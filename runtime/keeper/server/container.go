@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -252,7 +253,7 @@ func (c *container) beginStart(ctx context.Context) (*starting, error) {
 	if err := errors.Join(c.startable(), ctx.Err()); err != nil {
 		return nil, err
 	}
-	f, err := startfifo.Open(c.execFIFO())
+	f, err := c.openExecFIFO()
 	if err != nil {
 		return nil, err
 	}
@@ -266,6 +267,32 @@ func (c *container) beginStart(ctx context.Context) (*starting, error) {
 		close(s.done)
 	})
 	return s, nil
+}
+
+// openExecFIFO opens the FIFO by its name or, if somebody has emptied the run dir, through init, which has it open.
+func (c *container) openExecFIFO() (*os.File, error) {
+	f, err := startfifo.Open(c.execFIFO())
+	if !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	through := c.namelessExecFIFO()
+	if through == "" {
+		return nil, err
+	}
+	return openThrough(through, unix.O_RDONLY)
+}
+
+// namelessExecFIFO is the link to the FIFO among the files of an init that has not gone on, if the FIFO has lost its name. The
+// path before the container's own folder may look different from there.
+func (c *container) namelessExecFIFO() string {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", c.rec.Process.Pid)) // the pattern is good
+	lost := "/" + filepath.Join(c.id, filepath.Base(c.execFIFO())) + " (deleted)"
+	for _, link := range links {
+		if path, err := os.Readlink(link); err == nil && strings.HasSuffix(path, lost) {
+			return link
+		}
+	}
+	return ""
 }
 
 // finishStart lets init go, and waits for the byte that it writes before it executes the workload.
