@@ -8,9 +8,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -26,6 +28,7 @@ type Listener struct {
 	over   bool // no more connections are taken
 	closed bool
 	conns  map[*conn]struct{}
+	end    chan struct{} // closed with it
 	// silent are the connections that have not shown a token, the oldest first.
 	silent *list.List
 }
@@ -40,13 +43,20 @@ func NewListener(l net.Listener, log *slog.Logger) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}, silent: list.New()}, nil
+	n := &Listener{Listener: l, log: log, hangups: h, conns: map[*conn]struct{}{}, end: make(chan struct{}), silent: list.New()}
+	go n.missVanished(n.end)
+	return n, nil
 }
 
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		if err := tcp.SetKeepAliveConfig(keepAlive); err != nil {
+			l.log.Debug("no keep-alive for a streaming connection, ignoring", "err", err)
+		}
 	}
 	w := &conn{Conn: c, listener: l}
 	w.gone, w.end = context.WithCancel(context.Background())
@@ -117,17 +127,21 @@ func (l *Listener) CloseAll() error {
 		return err
 	}
 	l.closed = true
-	open := make([]*conn, 0, len(l.conns))
-	for c := range l.conns {
-		open = append(open, c)
-	}
+	close(l.end)
 	l.mu.Unlock()
 
 	l.hangups.close()
-	for _, c := range open {
+	for _, c := range l.open() {
 		_ = c.Close()
 	}
 	return err
+}
+
+// open returns the connections that there are.
+func (l *Listener) open() []*conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.conns))
 }
 
 // unspoken returns the connections that have not shown a token.
@@ -151,6 +165,8 @@ type conn struct {
 	end     context.CancelFunc
 	unwatch func()
 	silent  *list.Element // of the listener's, guarded by its mu
+	// silentPeer is what the last look found: see missVanished, which alone uses it.
+	silentPeer bool
 }
 
 func (c *conn) Read(b []byte) (int, error) {

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
-	"golang.org/x/sys/unix"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
@@ -233,45 +232,6 @@ func TestSPDYFlood(t *testing.T) {
 	}
 }
 
-// A client that has gone, and left so much unsent for a process that does not read that the word of its going is behind it, does
-// not keep the session for good: its kernel gives up (here after a second, else after some minutes), and ours asks it.
-func TestVanishedClient(t *testing.T) {
-	t.Parallel() // it takes half a minute
-	ended := make(chan struct{})
-	s := serve(t, Config{}, Backend{Attach: func(ctx context.Context, _ string, _ Streams) error {
-		defer close(ended)
-		<-ctx.Done()
-		return ctx.Err()
-	}})
-	url, err := s.Attach(AttachRequest{ContainerID: "c", Connect: Connect{Stdin: true}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := upgrade(t, s, url, "websocket", remotecommand.StreamProtocolV5Name).(*net.TCPConn)
-	// What comes first is read: a kernel that closes a connection with something unread says so at once.
-	if _, err := io.ReadFull(conn, make([]byte, 3)); err != nil {
-		t.Fatal(err)
-	}
-	message := append(binary.BigEndian.AppendUint16([]byte{0x82, 0xfe}, 32<<10), make([]byte, 4+32<<10)...)
-	stalled(t, 1<<20, func() error { _, err := conn.Write(message); return err })
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var set error
-	if err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1000) }); err != nil || set != nil {
-		t.Fatal(err, set)
-	}
-	if err := conn.Close(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-ended:
-	case <-time.After(10 * patience):
-		t.Error("the session goes on without its client")
-	}
-}
-
 // openForward opens one connection of a session of port-forward and returns its data.
 func openForward(t *testing.T, conn httpstream.Connection, id int) httpstream.Stream {
 	t.Helper()
@@ -405,6 +365,12 @@ func upgrade(t *testing.T, s *Server, url, to, protocol string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	upgradeOn(t, conn, s, url, to, protocol)
+	return conn
+}
+
+func upgradeOn(t *testing.T, conn net.Conn, s *Server, url, to, protocol string) {
+	t.Helper()
 	t.Cleanup(func() { _ = conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
@@ -421,7 +387,6 @@ func upgrade(t *testing.T, s *Server, url, to, protocol string) net.Conn {
 	if !bytes.Contains(head, []byte(" 101 ")) {
 		t.Fatalf("got %q", head)
 	}
-	return conn
 }
 
 // A message may come in parts, with a ping in between. The channel is named in the first.

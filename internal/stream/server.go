@@ -24,8 +24,7 @@ type Server struct {
 	served   chan struct{} // closed when Serve has returned
 }
 
-// Listen opens the address, for New. That Go has TCP's keep-alive on is needed: only by it a client is missed that has gone with
-// much unsent for a process that does not read.
+// Listen opens the address, for New.
 func Listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {

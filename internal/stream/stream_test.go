@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -33,6 +34,11 @@ func serve(t *testing.T, cfg Config, b Backend) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, l, cfg, b)
+}
+
+func serveOn(t *testing.T, l net.Listener, cfg Config, b Backend) *Server {
+	t.Helper()
 	s, err := New(cfg, l, b)
 	if err != nil {
 		t.Fatal(err)
