@@ -67,8 +67,17 @@ func (p *plugin) connect(t *testing.T, n *harness.Node, index string) {
 // begin connects the plugin. synced is closed at the end of its synchronization, ended when the node has cut it off.
 func (p *plugin) begin(t *testing.T, n *harness.Node, index string) (synced, ended <-chan struct{}) {
 	t.Helper()
+	synced, ended, err := p.try(t, n, index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return synced, ended
+}
+
+// try is begin for a node that may not be there.
+func (p *plugin) try(t *testing.T, n *harness.Node, index string) (synced, ended <-chan struct{}, err error) {
+	t.Helper()
 	in, out := make(chan struct{}), make(chan struct{})
-	var err error
 	p.stub, err = stub.New(&listener{plugin: p, synced: sync.OnceFunc(func() { close(in) })},
 		stub.WithPluginName("test"), stub.WithPluginIdx(index), stub.WithSocketPath(filepath.Join(n.RunDir, "nri.sock")),
 		stub.WithLogger(mute{}), stub.WithOnClose(sync.OnceFunc(func() { close(out) })))
@@ -76,10 +85,10 @@ func (p *plugin) begin(t *testing.T, n *harness.Node, index string) (synced, end
 		t.Fatal(err)
 	}
 	if err := p.stub.Start(t.Context()); err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	t.Cleanup(p.stub.Stop)
-	return in, out
+	return in, out, nil
 }
 
 // story is what the plugin was told of one pod.

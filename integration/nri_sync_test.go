@@ -4,7 +4,9 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,5 +121,58 @@ func testCreatedAroundSynchronizing(t *testing.T, n *harness.Node) {
 		if seen := p.timesSeen(id); seen != 1 {
 			t.Errorf("%s was seen %d times", id, seen)
 		}
+	}
+}
+
+// A plugin that connects by itself is cut off by an upgrade, as by any end of a daemon. When it connects again, as plugins do when
+// they are started again, the new daemon tells it all that there is, also what was made without it. So does the old one after an
+// upgrade that failed.
+func TestNRIPluginComesBack(t *testing.T) {
+	n := nriNode(t)
+	before := &plugin{}
+	synced, ended := before.begin(t, n, "10")
+	await(t, synced, "the plugin to be synchronized")
+	pod := n.RunPod(t, "stays")
+	app := pod.Idle(t, "app")
+	for _, upgrade := range []struct {
+		name string
+		run  func()
+	}{
+		{"upgrade", func() { n.Berth(t, "upgrade") }},
+		{"upgrade that fails", func() { upgradeFails(t, n, "--program", agrees(t, "sleep 0.2")) }},
+	} {
+		t.Run(upgrade.name, func(t *testing.T) {
+			upgrade.run()
+			await(t, ended, "the plugin to be cut off")
+			meanwhile := pod.Idle(t, "meanwhile-"+strings.ReplaceAll(upgrade.name, " ", "-"))
+			again := &plugin{}
+			harness.Eventually(t, 20*time.Second, "the socket for plugins", func() (err error) {
+				synced, ended, err = again.try(t, n, "10")
+				return err
+			})
+			await(t, synced, "the plugin to be synchronized again")
+			later := pod.Idle(t, "later-"+strings.ReplaceAll(upgrade.name, " ", "-"))
+			for _, c := range []*harness.Container{app, meanwhile, later} {
+				if seen := again.timesSeen(c.ID); seen != 1 {
+					t.Errorf("%s was seen %d times", c.Config.Metadata.Name, seen)
+				}
+			}
+			meanwhile.Stop(t, 0)
+			harness.Eventually(t, 10*time.Second, "the plugin to hear of the end of what was made meanwhile", func() error {
+				if story := again.story(pod.ID); !slices.Contains(story, "StopContainer "+meanwhile.Config.Metadata.Name) {
+					return fmt.Errorf("it has heard %q", story)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+func await(t *testing.T, event <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-event:
+	case <-harness.Ctx(t).Done():
+		t.Fatal("waited in vain for " + what)
 	}
 }

@@ -258,6 +258,12 @@ func upgradeFails(t *testing.T, n *harness.Node, args ...string) string {
 	return string(out)
 }
 
+// agrees is a program that says that it is able to take over, and then does what the script says.
+func agrees(t *testing.T, then string) string {
+	t.Helper()
+	return program(t, `printf '\0\0\0\017{"kind":"able"}' >&3; `+then)
+}
+
 // A program that cannot take over changes nothing.
 func TestUpgradeToWhatCannot(t *testing.T) {
 	n := ownNode(t)

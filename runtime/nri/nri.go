@@ -172,6 +172,9 @@ func (n *NRI) Close() {
 		return
 	}
 	n.adaptation.Stop()
+	if err := hangUp(cmp.Or(n.cfg.SocketPath, adaptation.DefaultSocketPath)); err != nil {
+		n.cfg.Log.Error("NRI plugins could not be cut off: they stay until this process ends", "err", err)
+	}
 	reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath))
 }
 

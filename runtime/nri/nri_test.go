@@ -399,6 +399,29 @@ func TestPluginThatLeaves(t *testing.T) {
 	wantEvents(t, stays, "run p1")
 }
 
+// The end of NRI is heard by plugins, though the process goes on: they are to connect to the next.
+func TestCloseCutsOff(t *testing.T) {
+	n, other := newNode(t).start(t), newNode(t).start(t)
+	first, second, stays := &plugin{}, &plugin{}, &plugin{}
+	n.connect(t, first)
+	n.connect(t, second)
+	other.connect(t, stays)
+	n.Close()
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		first.stub.Wait()
+		second.stub.Wait()
+	}()
+	select {
+	case <-cut:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the plugins have not heard of it")
+	}
+	must(t, other.RunPodSandbox(t.Context(), testPod()))
+	wantEvents(t, stays, "run p1")
+}
+
 // A caller that is about to give up is no reason to cut a plugin off.
 func TestDeadlineOfTheCaller(t *testing.T) {
 	n := newNode(t).start(t)
