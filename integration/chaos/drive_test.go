@@ -225,6 +225,33 @@ var startDrive = drive{
 	},
 }
 
+// slowStartDrive starts a container whose init gets to nothing until the start is asked for again.
+var slowStartDrive = drive{
+	name: "StartContainer of a slow init",
+	prepare: func(t *testing.T, v *victim) {
+		startDrive.prepare(t, v)
+		v.limit = int64(look(t, v.app).pid)
+		if err := syscall.Kill(int(v.limit), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	},
+	call: func(ctx context.Context, v *victim) error {
+		if v.text != "" {
+			if err := syscall.Kill(int(v.limit), syscall.SIGCONT); err != nil {
+				return err
+			}
+		}
+		v.text = "asked"
+		return startDrive.call(ctx, v)
+	},
+	proof: func(t *testing.T, v *victim) {
+		if err := syscall.Kill(int(v.limit), syscall.SIGCONT); err != nil { // a daemon that lived has had its answer of the next keeper
+			t.Error(err)
+		}
+		startDrive.proof(t, v)
+	},
+}
+
 // execDrive runs a command.
 var execDrive = drive{
 	name:    "ExecSync",

@@ -51,6 +51,7 @@ var builtinSteps = join(
 		failpoint.ContainerLaunched, failpoint.ContainerLimited, failpoint.ContainerMade),
 	at(createDrive("CreateContainer with a volume", withVolume), failpoint.ContainerVolume),
 	at(startDrive, failpoint.StartAsked, failpoint.KeeperLetGo, failpoint.KeeperOpened, failpoint.KeeperStarted, failpoint.StartDone, failpoint.StartRecorded),
+	at(slowStartDrive, failpoint.KeeperLetGo),
 	at(execDrive, failpoint.ExecGrouped, failpoint.KeeperExecMade, failpoint.ExecRunning, failpoint.ExecEnded),
 	at(reopenDrive, failpoint.LogReopening, failpoint.KeeperLogReopened),
 	at(updateDrive, failpoint.UpdateWritten, failpoint.UpdateRecorded),
