@@ -171,3 +171,43 @@ func mayHang(fd int) (bool, error) {
 	}
 	return true, nil // on a mount that is no more
 }
+
+// modeOf is the type and mode of what a path leads to, without touching a file system that may hang.
+func modeOf(path string, open opener) (fs.FileMode, error) {
+	real, err := follow(path, open, false, maxLinks)
+	if err != nil {
+		return 0, err
+	}
+	fd, err := open(real, 0)
+	if unknown(err) { // forgotten meanwhile; a helper finds out
+		return 0, errRemote
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if remote, err := mayHang(fd); err != nil || remote {
+		return 0, errors.Join(err, errRemote)
+	}
+	st, err := os.Stat(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return 0, err
+	}
+	return st.Mode(), nil
+}
+
+// onRemote says whether a path is on a file system that may hang; true also where that cannot be told without touching it.
+func onRemote(path string) (bool, error) {
+	fd, err := openCached(path, unix.O_DIRECTORY)
+	if unknown(err) {
+		return true, nil
+	}
+	if tooOld(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "look up", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	return mayHang(fd)
+}
