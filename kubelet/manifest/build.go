@@ -13,13 +13,17 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/kubernetes/pkg/api/persistentvolumeclaim"
 	podapi "k8s.io/kubernetes/pkg/api/pod"
 	"k8s.io/kubernetes/pkg/apis/core"
 	corev1 "k8s.io/kubernetes/pkg/apis/core/v1"
 	"k8s.io/kubernetes/pkg/apis/core/validation"
 	"k8s.io/kubernetes/pkg/apis/scheduling"
+	"k8s.io/kubernetes/pkg/features"
 	kjson "sigs.k8s.io/json"
+
+	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // scheme has upstream's defaults, and the ways between the objects as they are written and as they are validated.
@@ -191,3 +195,45 @@ var firstField = regexp.MustCompile(`^[a-z][A-Za-z]*[.\[][^ ]*[^ :]`)
 
 // fieldIn returns the field with which a warning of upstream begins.
 func fieldIn(warning string) string { return firstField.FindString(warning) }
+
+func init() {
+	// An alpha feature, without which upstream drops the field. There is no control plane here that would have to know it too.
+	utilruntime.Must(utilfeature.DefaultMutableFeatureGate.SetFromMap(map[string]bool{string(features.ContainerStopSignals): true}))
+}
+
+// CheckUpdate returns why an object may not become another one of the same key: an immutable ConfigMap or Secret, the type of a
+// Secret, and most of a claim, stay as they are until they are deleted. It is an errdefs.ErrInvalidArgument. A Pod may become
+// anything: it is made anew where it has to be.
+func CheckUpdate(was, is Object) error {
+	var faults field.ErrorList
+	switch {
+	case was.ConfigMap != nil && is.ConfigMap != nil:
+		from, to := internal(was.ConfigMap, &core.ConfigMap{}), internal(is.ConfigMap, &core.ConfigMap{})
+		alike(&from.ObjectMeta, &to.ObjectMeta)
+		faults = validation.ValidateConfigMapUpdate(to, from)
+	case was.Secret != nil && is.Secret != nil:
+		from, to := internal(was.Secret, &core.Secret{}), internal(is.Secret, &core.Secret{})
+		alike(&from.ObjectMeta, &to.ObjectMeta)
+		faults = validation.ValidateSecretUpdate(to, from)
+	case was.Claim != nil && is.Claim != nil:
+		from, to := internal(was.Claim, &core.PersistentVolumeClaim{}), internal(is.Claim, &core.PersistentVolumeClaim{})
+		alike(&from.ObjectMeta, &to.ObjectMeta)
+		from.Status.Phase, to.Status.Phase = core.ClaimBound, core.ClaimBound
+		faults = validation.ValidatePersistentVolumeClaimUpdate(to, from, validation.ValidationOptionsForPersistentVolumeClaimCreate())
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: delete it first: %w: %w", was.Key, faults.ToAggregate(), errdefs.ErrInvalidArgument)
+}
+
+func internal[T runtime.Object](object any, into T) T {
+	utilruntime.Must(scheme.Convert(object, into, nil))
+	return into
+}
+
+// alike makes two versions of an object of their metadata, of which nothing is fixed.
+func alike(was, is *metav1.ObjectMeta) {
+	was.ResourceVersion = "1"
+	*is = *was
+}

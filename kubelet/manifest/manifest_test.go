@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
@@ -264,10 +265,42 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// What upstream drops without a word, since it is switched off, is a fault.
 func TestSwitchedOffFeaturesAreRefused(t *testing.T) {
-	_, err := Decode("m.yaml", []byte(webPod+"    lifecycle:\n      stopSignal: SIGUSR1\n  os: {name: linux}\n"))
+	stop := webPod + "    lifecycle:\n      stopSignal: SIGUSR1\n  os: {name: linux}\n"
+	if o := decodeOne(t, stop); o.Pod.Spec.Containers[0].Lifecycle.StopSignal == nil {
+		t.Error("the stop signal is lost")
+	}
+	gate := utilfeature.DefaultMutableFeatureGate
+	if err := gate.SetFromMap(map[string]bool{"ContainerStopSignals": false}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gate.SetFromMap(map[string]bool{"ContainerStopSignals": true}) }()
+	_, err := Decode("m.yaml", []byte(stop))
 	if want := "m.yaml:9: spec.containers[0].lifecycle: Forbidden: not supported: it is an alpha feature"; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+func TestCheckUpdate(t *testing.T) {
+	const secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n"
+	const claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: c}\nspec:\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Gi}}\n"
+	const fixed = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: f}\nimmutable: true\ndata: {a: b}\n"
+	for name, c := range map[string]struct{ was, is, want string }{
+		"pod":                 {webPod, webPod + "  hostNetwork: true\n", ""},
+		"data of a secret":    {secret, secret + "stringData: {a: b}\n", ""},
+		"type of a secret":    {secret, secret + "type: example.com/mine\n", "type: Invalid value"},
+		"immutable":           {fixed, strings.Replace(fixed, "a: b", "a: c", 1), "data: Forbidden: field is immutable when `immutable` is set"},
+		"label of immutable":  {fixed, strings.Replace(fixed, "name: f", "name: f, labels: {a: b}", 1), ""},
+		"larger claim":        {claim, strings.Replace(claim, "1Gi", "2Gi", 1), ""},
+		"claim of other mode": {claim, strings.Replace(claim, "ReadWriteOnce", "ReadOnlyMany", 1), "spec: Forbidden: spec is immutable after creation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := CheckUpdate(decodeOne(t, c.was), decodeOne(t, c.is))
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !errors.Is(err, errdefs.ErrInvalidArgument)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
 	}
 }
 
