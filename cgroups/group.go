@@ -100,6 +100,9 @@ func (g *Group) Create() error {
 		err := os.Mkdir(dir, 0o755)
 		if err == nil {
 			made = append(made, dir)
+			err = g.joinThreads(dir)
+		}
+		if err == nil {
 			continue
 		}
 		for _, d := range made {
@@ -116,6 +119,20 @@ func (g *Group) Create() error {
 		return fmt.Errorf("create cgroup %s: %w", dir, class)
 	}
 	return nil
+}
+
+// joinThreads makes a new cgroup of v2 one that takes processes, should the one above have become the root of threaded cgroups:
+// because it has some, or because a controller was switched on for those below while there are processes in it. What is made in
+// such a one belongs to neither kind until it is told.
+func (g *Group) joinThreads(dir string) error {
+	if !g.host.Unified {
+		return nil
+	}
+	r := reader{dir: dir}
+	if kind, _ := r.text("cgroup.type"); r.err != nil || kind != "domain invalid" {
+		return r.err
+	}
+	return writeFile(dir, "cgroup.type", "threaded")
 }
 
 // manager returns the library's manager of this cgroup. It is made anew for each use, since a manager remembers the

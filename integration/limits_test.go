@@ -352,8 +352,12 @@ func wantExecCgroup(t *testing.T, c *harness.Container, cgroup string) {
 		_, err := c.ExecSync(harness.Ctx(t), 0, "sh", "-c", "touch /tmp/go; until [ -e /tmp/stop ]; do sleep 0.05; done; rm /tmp/stop /tmp/go")
 		done <- err
 	}()
+	list := "cgroup.procs"
+	if cgroup2() {
+		list = "cgroup.threads" // a threaded one does not tell its processes
+	}
 	harness.Eventually(t, 10*time.Second, "a process in the exec's cgroup", func() error {
-		files, err := filepath.Glob(filepath.Join(cgroup, "exec-*", "cgroup.procs"))
+		files, err := filepath.Glob(filepath.Join(cgroup, "exec-*", list))
 		for _, file := range files {
 			if procs, err := os.ReadFile(file); err == nil && len(procs) > 0 {
 				return nil
@@ -394,4 +398,44 @@ func TestExecHasACgroup(t *testing.T) {
 	waitForText(t, manager, "stdout", "ready")
 	wantExecCgroup(t, manager, filepath.Dir(hostCgroup(t, manager)))
 	manager.Stop(t, 0)
+}
+
+// A container that makes the root of threaded cgroups of its own takes an exec, and the end of all that came of it, as any other:
+// by spreading the threads of its programs, as libvirt does, or by a controller for those below, with its processes left in it.
+func TestExecBesideThreadedCgroups(t *testing.T) {
+	needCgroup2(t, "threaded cgroups")
+	pod := sharedNode(t).RunPod(t, "threaded")
+	for name, change := range map[string]string{
+		"threads":    "mkdir threads && echo threaded > threads/cgroup.type && echo 1 > threads/cgroup.threads",
+		"controller": "echo +pids > cgroup.subtree_control",
+	} {
+		t.Run(name, func(t *testing.T) {
+			script := "mount -o remount,bind,rw /sys/fs/cgroup && cd /sys/fs/cgroup && " + change + " && echo ready && exec sleep 1000"
+			app := pod.Sh(t, name, script, func(c *cri.ContainerConfig) {
+				c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+				c.Linux.SecurityContext.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
+			})
+			waitForText(t, app, "stdout", "ready")
+			cgroup := hostCgroup(t, app)
+			if filepath.Base(cgroup) == "threads" {
+				cgroup = filepath.Dir(cgroup)
+			}
+			wantExecCgroup(t, app, cgroup)
+			_, err := app.ExecSync(harness.Ctx(t), time.Second, "sh", "-c", "sleep 1000 & sleep 1000")
+			if status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("a command that outlives its time: %v", err)
+			}
+			harness.Eventually(t, 10*time.Second, "the end of the execs' cgroups", func() error {
+				left, err := filepath.Glob(filepath.Join(cgroup, "exec-*"))
+				if err == nil && len(left) > 0 {
+					err = fmt.Errorf("there is still %v", left)
+				}
+				return err
+			})
+			app.Stop(t, 0)
+			if s := app.Status(t); s.ExitCode != 137 {
+				t.Errorf("stopped: %v", s)
+			}
+		})
+	}
 }
