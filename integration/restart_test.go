@@ -19,7 +19,8 @@ import (
 )
 
 // counter prints 1, 2, 3…, ten lines a second on a usual machine, so that a gap, a repetition or a torn line can be seen.
-var counter = fmt.Sprintf("i=0; while :; do i=$((i+1)); echo $i; sleep %g; done", harness.Patience(100*time.Millisecond).Seconds())
+// It waits in the shell: where programs are slow to start, a hundred counters that start one for each line leave no time for anything else.
+var counter = fmt.Sprintf("sleep 1000000 | { i=0; while :; do i=$((i+1)); echo $i; read -t %g; done; }", harness.Patience(100*time.Millisecond).Seconds())
 
 // wantCounted fails unless the lines are 1, 2, 3… at least up to atLeast.
 func wantCounted(t *testing.T, c *harness.Container, atLeast int) {
