@@ -157,10 +157,19 @@ func (v veth) podSysctls() error {
 			continue
 		}
 		conf := "/proc/sys/net/ipv6/conf/" + InterfaceName + "/"
-		return errors.Join(writeSysctl(conf+"disable_ipv6", "0"), writeSysctl(conf+"accept_ra", "0"),
-			writeSysctl(conf+"accept_dad", "0"))
+		return errors.Join(switchOn(conf+"disable_ipv6"), writeSysctl(conf+"accept_ra", "0"), writeSysctl(conf+"accept_dad", "0"))
 	}
 	return nil
+}
+
+// switchOn sets a disable_ipv6 to 0, and writes only where it is not: the kernel has such a write try for the one lock of all
+// networking over and over, which beside the starts of other pods costs more than all else here.
+func switchOn(path string) error {
+	now, err := readSysctl(path)
+	if err != nil || now == "0" {
+		return err
+	}
+	return writeSysctl(path, "0")
 }
 
 func defaultRoute(gw netip.Addr) *net.IPNet {
