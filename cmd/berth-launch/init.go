@@ -23,6 +23,7 @@ func init() {
 		libcontainer.Init()
 	}
 	// libcontainer's Start has a thread enter the container's mount namespace and never brings it back. It must not be
-	// the main thread, which cannot end without the process and is what /proc/PID shows to others.
+	// the main thread, which cannot end without the process and is what /proc/PID shows to others. So that one is for
+	// the main goroutine alone, which does nothing: see main.
 	runtime.LockOSThread()
 }

@@ -3,8 +3,8 @@
 //
 //go:debug containermaxprocs=0
 
-// berth-launch does one job of the keeper with libcontainer: it creates a container, starts a process in one, destroys
-// or checkpoints one, and exits. The keeper starts a few ahead of need, so that a job finds one waiting.
+// berth-launch does jobs of the keeper with libcontainer: it creates a container, starts a process in one, destroys or
+// checkpoints one. The keeper starts a few ahead of need, so that a job finds one waiting.
 //
 // It is also the program that libcontainer runs as `berth-launch init`, for every container and every exec. That is why
 // it is a binary of its own, as small as can be: see init.go.
@@ -20,6 +20,7 @@ import (
 
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/launch"
+	_ "github.com/berth-node/berth/runtime/launch/stages"
 )
 
 const (
@@ -31,9 +32,12 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == launch.FilterArg {
 		launch.LoadFilter() // on the main thread, see init.go
 	}
-	// One job allocates a few megabytes and then the process ends: collecting them would only cost time.
+	// A job allocates a megabyte, and after a few of them the process ends: collecting that would only cost time.
 	debug.SetGCPercent(-1)
-	if err := run(); err != nil {
+	// Not on this goroutine: to go on after each of its waits it would have to be handed to its thread by another one.
+	done := make(chan error)
+	go func() { done <- run() }()
+	if err := <-done; err != nil {
 		fmt.Fprintln(os.Stderr, "berth-launch:", err)
 		os.Exit(1)
 	}

@@ -4,8 +4,9 @@ import "encoding/json"
 
 // The launcher's side of the protocol.
 //
-// A launcher is started ahead by the keeper with a unix stream socket as descriptor 3. It reads one Job, does it with
-// libcontainer, answers with one JobResult and exits 0; a launcher that dies without an answer has failed its job.
+// A launcher is started ahead by the keeper with a unix stream socket as descriptor 3. It reads a Job, does it with
+// libcontainer and answers with a JobResult, which says whether it stays for another; if not it exits 0. One that stays says
+// so again when it is ready. A launcher that dies without an answer has failed its job.
 //
 //	keeper                                   launcher (one of 2-4 that wait)
 //	Job  + [stdin stdout stderr | console]  -->
@@ -84,6 +85,8 @@ type JobResult struct {
 	Pid int `json:"pid,omitempty"`
 	// StartTime of the process: field 22 of /proc/PID/stat, clock ticks since boot.
 	StartTime uint64 `json:"startTime,omitempty"`
+	// Stays says that the launcher waits for a further job, and that the process is the keeper's child already.
+	Stays bool `json:"stays,omitempty"`
 	// Filter is the compiled profile.
 	Filter *Filter `json:"filter,omitempty"`
 	// Error is empty if the job is done.

@@ -1,19 +1,21 @@
-// Package launch does one job of the keeper with libcontainer: create, exec, destroy or checkpoint.
+// Package launch does jobs of the keeper with libcontainer: create, exec, destroy or checkpoint.
 //
-// It is the only importer of libcontainer and belongs to the berth-launch binary alone. A launcher does one job and
-// exits, because libcontainer's Start holds a lock and cannot be cancelled, waits for helpers of its own, which the
-// keeper's wait would steal, and can stick in the kernel: one process per job confines all of that, and the keeper
-// ends a launcher that hangs by killing it.
+// It is the only importer of libcontainer and belongs to the berth-launch binary alone. A launcher has one job at a time,
+// because libcontainer's Start holds a lock and cannot be cancelled, waits for helpers of its own, which the keeper's
+// wait would steal, and can stick in the kernel: a process per job confines all of that, and the keeper ends a launcher
+// that hangs by killing it. A launcher that has made a container stays for another, up to maxJobs: it has built its tables
+// and paged in its memory. After any other job, and after one that failed, it exits.
 //
-// The tree of processes during a create or exec:
+// The trees of processes during a create and an exec:
 //
-//	keeper (subreaper)
-//	  └── launcher             this package
-//	        ├── stage 0, 1     libcontainer's helpers; reaped before Start returns
-//	        └── init           made with CLONE_PARENT: the launcher's own child
+//	keeper (subreaper)               keeper (subreaper)
+//	  ├── launcher                     └── launcher            this package
+//	  │     └── stage 0                      ├── stage 0, 1    libcontainer's helpers; reaped before Start returns
+//	  └── init, once stage 0 has ended       └── process       made with CLONE_PARENT: the launcher's own child
 //
-// The launcher answers with the pid, the start time and a pidfd of init and exits. Init is the keeper's child from then
-// on. Nothing here waits for it or ends it, except where the job fails or its answer cannot be delivered.
+// How init gets to be the keeper's child: package stages. The process of an exec becomes it when the launcher exits. The
+// launcher answers with the pid, the start time and a pidfd. Nothing here waits for the process or ends it, except where
+// the job fails or its answer cannot be delivered.
 package launch
 
 import (
@@ -28,10 +30,12 @@ import (
 	"github.com/berth-node/berth/runtime/keeper"
 )
 
-// Serve waits for one job on conn, does it, and answers. It returns nil if the job was answered, whether or not it
-// failed, and also if the keeper closed the connection without sending one. It is to be called once per process: a job
-// may change the working directory and leaves libcontainer's caches as they are. Host is the mount namespace of the host if
-// this process was started with keeper.LeanArg, or nil.
+// maxJobs bounds what a launcher holds in memory, of which it frees nothing.
+const maxJobs = 16
+
+// Serve waits for jobs on conn, does them one after the other, and answers. It returns nil when the last job was answered,
+// whether or not it failed, and also if the keeper closed the connection without sending one. It is to be called once
+// per process. Host is the mount namespace of the host if this process was started with keeper.LeanArg, or nil.
 func Serve(conn *net.UnixConn, host *os.File) error {
 	log := captureLog()
 	var mounts *lean
@@ -42,26 +46,52 @@ func Serve(conn *net.UnixConn, host *os.File) error {
 		}
 	}
 	warm()
+	for done := 1; ; done++ {
+		stays, err := serve(conn, mounts, log, done < maxJobs)
+		if err != nil || !stays {
+			return err
+		}
+	}
+}
 
+// serve does one job. mayStay allows another after it.
+func serve(conn *net.UnixConn, mounts *lean, log *logBuffer, mayStay bool) (stays bool, err error) {
 	var job keeper.Job
 	files, err := wire.Read(conn, &job)
 	if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("receive the job: %w", err)
+		return false, fmt.Errorf("receive the job: %w", err)
 	}
 	failpoint.Here(failpoint.LaunchJobTaken)
 	if job.Kind == keeper.JobFilter {
 		wire.CloseAll(files)
-		return answerFilter(conn, &job, log)
+		return false, answerFilter(conn, &job, log)
 	}
 	started, err := do(&job, files, mounts)
 	failpoint.Here(failpoint.LaunchJobDone)
 	// The workload has its own copies. Ours must be closed before the answer: whoever reads the other end of a pipe
 	// after it must not see one writer too many.
 	wire.CloseAll(files)
-	return answer(conn, &job, started, err, func(err error) string { return mounts.say(log.explain(err)) })
+	stays = mayStay && err == nil && job.Kind == keeper.JobCreate && mounts.here()
+	if err := answer(conn, &job, started, stays, err, func(err error) string { return mounts.say(log.explain(err)) }); err != nil || !stays {
+		return false, err
+	}
+	// After the answer, which somebody waits for.
+	if !readyAgain(mounts, log) {
+		return false, nil
+	}
+	return wire.Write(conn, &keeper.JobResult{Stays: true}) == nil, nil // if not, nobody has more jobs
+}
+
+// readyAgain tells whether nothing of a container that was made is left in this process.
+func readyAgain(mounts *lean, log *logBuffer) bool {
+	log.reset()
+	if err := os.Chdir("/"); err != nil { // it stood in the bundle
+		return false
+	}
+	return mounts.drop() == nil
 }
 
 // do runs the job. started is nil for jobs that start no process.
@@ -104,8 +134,8 @@ func answerFilter(conn *net.UnixConn, job *keeper.Job, log *logBuffer) error {
 }
 
 // answer tells the keeper the outcome. A process that it cannot be told of would be nobody's, so that is undone.
-func answer(conn *net.UnixConn, job *keeper.Job, started *process, err error, explain func(error) string) error {
-	var result keeper.JobResult
+func answer(conn *net.UnixConn, job *keeper.Job, started *process, stays bool, err error, explain func(error) string) error {
+	result := keeper.JobResult{Stays: stays}
 	var files []*os.File
 	if err != nil {
 		result.Failure = failureOf(err)

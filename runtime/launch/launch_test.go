@@ -233,6 +233,12 @@ func (w *waiting) do(t testing.TB, job keeper.Job, files ...*os.File) (keeper.Jo
 	if err != nil {
 		t.Fatalf("no answer to the job %s: %v: %s", job.Kind, err, w.out)
 	}
+	if result.Stays {
+		var ready keeper.JobResult
+		if _, err := wire.Read(w.conn, &ready); err != nil || !ready.Stays {
+			t.Fatalf("the launcher that stays is not ready again: %+v, %v: %s", ready, err, w.out)
+		}
+	}
 	if len(got) == 0 {
 		return result, nil
 	}
@@ -477,18 +483,42 @@ func (c *container) wantNothingLeft() {
 	wantNoChildren(c.t)
 }
 
-// wantNoChildren looks for processes that a launcher or a container left to us.
+// wantNoChildren looks for processes that a launcher or a container left to us. Those that have ended it reaps, as the keeper
+// would: libcontainer's stage 1, and an init that it gave up.
 func wantNoChildren(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		left := liveChildren(t)
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("processes are left behind: %v", left)
+			return
+		}
+	}
+}
+
+// liveChildren returns our children, and reaps those that have ended.
+func liveChildren(t testing.TB) (pids []int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no list of children: %v", err)
 	}
 	for _, file := range files {
-		if data, err := os.ReadFile(file); err == nil && len(bytes.TrimSpace(data)) > 0 {
-			t.Errorf("processes are left behind: %s", data)
+		data, _ := os.ReadFile(file) // the thread may have gone
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if reaped, _ := unix.Wait4(pid, nil, unix.WNOHANG, nil); reaped != pid {
+				pids = append(pids, pid)
+			}
 		}
 	}
+	return pids
 }
 
 // poll waits until fd can be read.

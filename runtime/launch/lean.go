@@ -19,7 +19,7 @@ import (
 
 // lean is a launcher's own mount namespace, in which next to nothing is mounted. What a container takes of the host is
 // carried there: a thread that stays among the host's mounts copies it, with its propagation, and it is mounted here, for
-// libcontainer to find. The namespace goes with the launcher, so nothing of it need be undone.
+// libcontainer to find. When the container is made it is dropped here, or goes with the launcher.
 //
 // A nil lean is a launcher among the host's mounts. The methods do nothing then.
 type lean struct {
@@ -28,6 +28,9 @@ type lean struct {
 	visits chan func()
 	// names are the sources on the host, by the places that stand for them here.
 	names map[string]string
+	// attached are the mount points here that have something of the host's, in the order in which they got it.
+	attached []string
+	left     bool // for the host's mounts
 }
 
 // newLean takes over the descriptor of the host's mount namespace.
@@ -61,6 +64,7 @@ func (l *lean) leave() error {
 		return nil
 	}
 	runtime.LockOSThread()
+	l.left = true
 	clear(l.names)
 	return mountns.Enter(l.host)
 }
@@ -120,6 +124,7 @@ func (l *lean) fetch(job *keeper.Job, spec *specs.Spec) error {
 			if err := mountns.Attach(p.tree, p.path); err != nil {
 				return err
 			}
+			l.attached = append(l.attached, p.path)
 			continue
 		}
 		place, err := attachAt(p.tree, filepath.Join(job.Places, fmt.Sprintf("%04d", i)))
@@ -128,7 +133,30 @@ func (l *lean) fetch(job *keeper.Job, spec *specs.Spec) error {
 		}
 		p.mount.Source = place
 		l.names[place] = p.path
+		l.attached = append(l.attached, place)
 	}
+	return nil
+}
+
+// here is false for a launcher that has left for the host's mounts.
+func (l *lean) here() bool { return l == nil || !l.left }
+
+// drop takes away what was brought here.
+func (l *lean) drop() error {
+	if l == nil {
+		return nil
+	}
+	for _, path := range slices.Backward(l.attached) {
+		// What lies on a mount that is shared would be unmounted everywhere with it.
+		if err := unix.Mount("", path, "none", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make %s private: %w", path, err)
+		}
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+	l.attached = nil
+	clear(l.names)
 	return nil
 }
 

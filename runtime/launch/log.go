@@ -59,6 +59,13 @@ func (b *logBuffer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// reset forgets what a job that succeeded has logged.
+func (b *logBuffer) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines, b.size, b.cut = nil, 0, false
+}
+
 // explain returns the text of err with the log that led to it.
 func (b *logBuffer) explain(err error) string {
 	b.mu.Lock()

@@ -24,8 +24,9 @@ type process struct {
 	undo func() error
 }
 
-// adopt reads what identifies a process that has just been started. The process is an unreaped child of ours, so its
-// pid is still its own, even if it has ended meanwhile; a socket on which init sends its pidfd would only cost time.
+// adopt reads what identifies a process that has just been started. That of an exec is an unreaped child of ours, so its
+// pid is still its own, even if it has ended meanwhile; an init waits for its start. A socket on which init sends its
+// pidfd would only cost time.
 func adopt(p *libcontainer.Process) (*process, error) {
 	pid, err := p.Pid()
 	if err != nil {
@@ -43,10 +44,23 @@ func adopt(p *libcontainer.Process) (*process, error) {
 	return &process{pid: pid, startTime: stat.StartTime, pidfd: os.NewFile(uintptr(fd), "pidfd")}, nil
 }
 
-// kill ends a started process and reaps it.
+// killGrace bounds how long kill waits for the end of another's child, in milliseconds.
+const killGrace = 2000
+
+// kill ends a started process and returns when it has ended, and, if it is a child of ours, has been reaped.
 func kill(p *libcontainer.Process) error {
-	err := p.Signal(unix.SIGKILL)
-	_, _ = p.Wait() // says "signal: killed"
+	pid, err := p.Pid()
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil // it has been reaped
+	}
+	defer unix.Close(fd)
+	err = p.Signal(unix.SIGKILL)
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, killGrace)
+	_, _ = p.Wait() // says "signal: killed", or that it is not our child
 	return err
 }
 

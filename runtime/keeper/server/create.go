@@ -125,8 +125,9 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		return nil, l, err
 	}
 	failpoint.Here(failpoint.KeeperCreated)
-	c.k.doWork(l.release)
-	return func() { c.watch(proc, l.gone) }, l, nil
+	parent := l.parent()
+	c.k.doWork(func() { c.k.pool.release(l) })
+	return func() { c.watch(proc, parent) }, l, nil
 }
 
 func (c *container) setIO(s stdio) {
@@ -306,7 +307,7 @@ func (k *Keeper) job(ctx context.Context, job keeper.Job) (keeper.JobResult, err
 		return keeper.JobResult{}, err
 	}
 	wire.CloseAll([]*os.File{pidfd})
-	k.doWork(l.release)
+	k.doWork(func() { k.pool.release(l) })
 	return result, nil
 }
 

@@ -94,7 +94,7 @@ func (c *container) startExec(ctx context.Context, req keeper.ExecRequest, stdio
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	c.k.doWork(l.release)
+	c.k.doWork(func() { c.k.pool.release(l) })
 	return proc, nil, l.gone, nil
 }
 
@@ -117,7 +117,7 @@ func (c *container) launchTerminal(ctx context.Context, req keeper.ExecRequest) 
 		l.dismiss()
 		return nil, nil, nil, err
 	}
-	c.k.doWork(l.release)
+	c.k.doWork(func() { c.k.pool.release(l) })
 	return proc, console, l.gone, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -35,14 +36,26 @@ const (
 	sealedFD = 100
 )
 
-// pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start.
+// freeSoon is how long a job waits for a launcher while none of those at work gets done. A creation takes some 10 ms on a
+// machine that has nothing else to do.
+const freeSoon = 250 * time.Millisecond
+
+// pool keeps launchers waiting, started ahead: a Go program with libcontainer takes several milliseconds to start. No more are
+// started for jobs that come all at once: each would want as much of a processor as the job itself. Only those that are
+// stuck, on a mount that hangs or at a long job, are replaced.
 type pool struct {
 	binary *os.File // sealed, at sealedFD or above
 	runDir string
-	ready  chan candidate
-	lean   *lean // nil: launchers are born among the host's mounts
+	// slots has an element for each launcher of the pool, waiting or at work, and for each that would not start.
+	slots  chan struct{}
+	ready  chan candidate // has room for all of them
+	lean   *lean          // nil: launchers are born among the host's mounts
 	reaper *reaper
 	log    *slog.Logger
+
+	mu     sync.Mutex
+	atWork map[*launcher]bool // those of the pool that have a job
+	done   uint64             // how often one was
 }
 
 // candidate is a launcher that waits, or why there is none.
@@ -53,8 +66,11 @@ type candidate struct {
 
 // newPool makes a pool of launchers of a sealed binary, which it takes over.
 func newPool(binary *os.File, runDir string, size int, reaper *reaper, log *slog.Logger) *pool {
-	// One more is held by the goroutine that fills the channel.
-	return &pool{binary: binary, runDir: runDir, ready: make(chan candidate, max(size, 1)-1), reaper: reaper, log: log}
+	size = max(size, 1)
+	return &pool{
+		binary: binary, runDir: runDir, slots: make(chan struct{}, size), ready: make(chan candidate, size), reaper: reaper, log: log,
+		atWork: make(map[*launcher]bool),
+	}
 }
 
 // seal copies the launcher at path into a sealed memfd. libcontainer sees its own executable sealed and does not copy it once
@@ -94,13 +110,11 @@ func (p *pool) run(ctx context.Context) {
 		p.log.Warn("launchers see all mounts of the host, and are slower on a full node", "error", err)
 	}
 	for ctx.Err() == nil {
-		l, err := p.start()
 		select {
-		case p.ready <- candidate{l, err}: // an error waits like a launcher: no start is tried again unasked
+		case p.slots <- struct{}{}:
+			l, err := p.start()
+			p.ready <- candidate{l, err} // an error waits like a launcher: no start is tried again unasked
 		case <-ctx.Done():
-			if l != nil {
-				l.dismiss()
-			}
 		}
 	}
 	for {
@@ -115,28 +129,98 @@ func (p *pool) run(ctx context.Context) {
 	}
 }
 
-// get returns a launcher that lives. Those that died waiting are skipped; after a poolful of bad ones it gives up.
+// get returns a launcher that lives: one that waits, or is done with its job soon. Those that died waiting are skipped;
+// after a poolful of bad ones it gives up.
 func (p *pool) get(ctx context.Context) (*launcher, error) {
+	stuck := time.NewTimer(freeSoon)
+	defer stuck.Stop()
+	done := p.replaceStuck(math.MaxUint64)
 	var last error
-	for range cap(p.ready) + 2 {
+	for bad := 0; bad < cap(p.ready)+2; {
 		select {
 		case c := <-p.ready:
-			if c.err != nil {
-				last = c.err
-				continue
-			}
-			select {
-			case <-c.gone:
-				last = fmt.Errorf("a waiting launcher died: %s", c.dismiss())
-				continue
-			default:
+			if last = p.check(c); last == nil {
 				return c.launcher, nil
 			}
+			bad++
+		case <-stuck.C:
+			done = p.replaceStuck(done)
+			stuck.Reset(freeSoon)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for a launcher: %w", ctx.Err())
 		}
 	}
 	return nil, fmt.Errorf("no launcher: %w: %w", last, errdefs.ErrUnavailable)
+}
+
+// check takes a launcher out of the ranks of those that wait. If it lives it is at work from now on.
+func (p *pool) check(c candidate) error {
+	if c.err != nil {
+		<-p.slots
+		return c.err
+	}
+	select {
+	case <-c.gone:
+		<-p.slots
+		return fmt.Errorf("a waiting launcher died: %s", c.dismiss())
+	default:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.atWork[c.launcher] = true
+		return nil
+	}
+}
+
+// replaceStuck gives the slots of all launchers at work to others if none of them has got done since done was returned, and
+// returns how often one has.
+func (p *pool) replaceStuck(done uint64) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done == done {
+		for l := range p.atWork {
+			p.giveSlot(l)
+		}
+	}
+	return p.done
+}
+
+// leave gives the slot of l to another, if it has one.
+func (p *pool) leave(l *launcher) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.atWork[l] {
+		p.giveSlot(l)
+	}
+}
+
+// giveSlot needs p.mu, and that l is at work.
+func (p *pool) giveSlot(l *launcher) {
+	delete(p.atWork, l)
+	<-p.slots
+}
+
+// release takes a launcher back that has done its job, or lets it end by itself.
+func (p *pool) release(l *launcher) {
+	if p.takeBack(l, l.stays && l.isReady()) {
+		return
+	}
+	l.leave()
+	l.conn.Close()
+	<-l.gone
+	l.tail.stop()
+}
+
+// takeBack is false for a launcher that is not ready for a further job, and for one that was replaced.
+func (p *pool) takeBack(l *launcher, ready bool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done++
+	if !ready || !p.atWork[l] {
+		return false
+	}
+	delete(p.atWork, l)
+	p.ready <- candidate{launcher: l} // has room: l has a slot
+	return true
 }
 
 // launcher is one process of berth-launch.
@@ -146,6 +230,10 @@ type launcher struct {
 	tail *tail
 	// gone is closed when the process has ended. Its children are the keeper's from then on.
 	gone chan struct{}
+	// stays says that it waits for a further job, and that what its last job made is the keeper's child already.
+	stays bool
+	// leave gives its slot of the pool to another.
+	leave func()
 }
 
 // start starts a launcher: a session of its own, nothing of the keeper's environment, and no descriptors but a null
@@ -180,6 +268,7 @@ func (p *pool) start() (*launcher, error) {
 	}
 	pid := proc.Pid
 	l := &launcher{proc: proc, conn: conn, tail: newTail(errR), gone: make(chan struct{})}
+	l.leave = func() { p.leave(l) }
 	go func() {
 		if err := proc.wait(); err != nil {
 			p.log.Error("wait for a launcher, taken for dead", "pid", pid, "error", err)
@@ -219,7 +308,7 @@ func startWith(binary *os.File, args []string, fds []uintptr, before ...func() e
 	return newProcess(keeper.Process{Pid: pid, StartTime: started.StartTime}, pidfd, true)
 }
 
-// do hands the job to l and waits for the answer, and for the end of l. At the end of ctx it kills l. The pidfd of a
+// do hands the job to l and waits for the answer. At the end of ctx it kills l. The pidfd of a
 // create or an exec is the caller's. A job that failed is a *LaunchError.
 func (l *launcher) do(ctx context.Context, job keeper.Job, files ...*os.File) (keeper.JobResult, *os.File, error) {
 	defer context.AfterFunc(ctx, func() {
@@ -250,6 +339,7 @@ func (l *launcher) do(ctx context.Context, job keeper.Job, files ...*os.File) (k
 		}
 		return keeper.JobResult{}, nil, err
 	}
+	l.stays = result.Stays
 	var pidfd *os.File
 	if len(back) > 0 {
 		pidfd = back[0]
@@ -258,12 +348,23 @@ func (l *launcher) do(ctx context.Context, job keeper.Job, files ...*os.File) (k
 	return result, pidfd, nil
 }
 
+// isReady waits until a launcher that stays has cleared away what was its last job's.
+func (l *launcher) isReady() bool {
+	l.conn.SetReadDeadline(time.Now().Add(killGrace))
+	defer l.conn.SetReadDeadline(time.Time{})
+	var again keeper.JobResult
+	files, err := wire.Read(l.conn, &again)
+	wire.CloseAll(files)
+	return err == nil && again.Stays
+}
+
 // kill does nothing if l has ended.
 func (l *launcher) kill() { _ = l.proc.signal(int(unix.SIGKILL)) }
 
 // dismiss ends a launcher that has no job any more: it goes by itself when its socket is closed, or is killed. It
 // returns what l complained of last, and when l has ended or is stuck in the kernel.
 func (l *launcher) dismiss() string {
+	l.leave()
 	l.conn.Close()
 	over := time.NewTimer(killGrace)
 	defer over.Stop()
@@ -275,11 +376,12 @@ func (l *launcher) dismiss() string {
 	return l.tail.stop()
 }
 
-// release lets a launcher that has done its job end by itself.
-func (l *launcher) release() {
-	l.conn.Close()
-	<-l.gone
-	l.tail.stop()
+// parent returns what is closed when that which l has made is the keeper's child.
+func (l *launcher) parent() <-chan struct{} {
+	if l.stays {
+		return closed
+	}
+	return l.gone
 }
 
 // tail keeps the last words that a launcher writes to its stderr: a Go panic, or an error of the C code in it.
