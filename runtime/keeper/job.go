@@ -54,7 +54,8 @@ type Job struct {
 	Process json.RawMessage `json:"process,omitempty"`
 	// Filters is the folder in which launchers keep compiled seccomp filters (create, exec). Empty: they keep none.
 	Filters string `json:"filters,omitempty"`
-	// Places is a folder in which a lean launcher makes mount points (create). They stay for others.
+	// Places is a folder in which a lean launcher makes mount points (create). They stay for others. A checkpoint knows by
+	// it what was mounted there.
 	Places string `json:"places,omitempty"`
 	// SubCgroups places the process of an exec below the container's cgroup: by controller name on cgroup v1, under ""
 	// on v2. The folders exist already.

@@ -31,6 +31,8 @@ func checkpoint(job *keeper.Job) error {
 	if err := wantStatus(container, libcontainer.Running, libcontainer.Paused); err != nil {
 		return err
 	}
+	config := container.Config()
+	namedCgroups(&config, job.Places) // its mounts are the container's own
 	if err := checkCriu(); err != nil {
 		return err
 	}

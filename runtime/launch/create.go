@@ -35,6 +35,7 @@ func create(job *keeper.Job, files []*os.File, mounts *lean) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	_ = mounts.mountCgroups(job.Places, container, config) // if not, libcontainer does
 	defer handFilter(lp, job, config.Seccomp)()
 	if err := container.Start(lp); err != nil {
 		err = startError(err, lp.Args)

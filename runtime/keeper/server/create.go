@@ -327,6 +327,7 @@ func (c *container) checkpoint(ctx context.Context, opts keeper.CheckpointOption
 		Bundle:        req.Bundle,
 		SystemdCgroup: req.SystemdCgroup,
 		Checkpoint:    &opts,
+		Places:        filepath.Join(c.k.runDir, keeper.PlacesDir),
 	})
 	return err
 }
