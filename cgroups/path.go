@@ -58,6 +58,9 @@ func (h *Host) OpenParent(parent string) (*Group, error) {
 	g := &Group{host: h, paths: h.under(p)}
 	if h.Driver == Systemd {
 		g.unit = &unit{name: path.Base(p)}
+		if above := path.Dir(p); above != "/" {
+			g.unit.slice = path.Base(above)
+		}
 	}
 	return g, nil
 }

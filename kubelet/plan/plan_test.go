@@ -188,7 +188,7 @@ func TestAPullThatFails(t *testing.T) {
 	w.settle().said("prepare\nmount\npull a\npull b\nmake sandbox #0\n(Failed Error: ErrImagePull)\nstart b #-1")
 	w.shows("Pending; a ErrImagePull; b running ready; not Ready ContainersReady").message("a", "no such thing")
 	const told = "(BackOff Back-off pulling image \"image:a\")\n(Failed Error: ImagePullBackOff)"
-	w.after().said("-- 1s\n" + told).message("a", `Back-off pulling image "image:a": ErrImagePull: no such thing`)
+	w.after().said("-- 1s\n"+told).message("a", `Back-off pulling image "image:a": ErrImagePull: no such thing`)
 	w.after().said("-- 10s\npull a\n(Failed Error: ErrImagePull)").after().said("-- 11s\n" + told)
 	w.after().said("-- 30s\npull a\n(Failed Error: ErrImagePull)")
 	delete(w.fail, "pull a")
