@@ -264,6 +264,43 @@ func agrees(t *testing.T, then string) string {
 	return program(t, `printf '\0\0\0\017{"kind":"able"}' >&3; `+then)
 }
 
+// A new daemon that hangs when it has the node in its hands is given up before a kubelet gives up its calls (after two minutes), and the
+// old one serves again. Calls that were made meanwhile get their answers from it.
+func TestUpgradeToWhatHangs(t *testing.T) {
+	n := ownNode(t)
+	app := n.RunPod(t, "patient").Sh(t, "app", counter)
+	process, pid, said := mainProcess(t, app), n.DaemonPid(t), make(chan string)
+	taken := filepath.Join(t.TempDir(), "taken")
+	const word = "dd bs=64k count=1 <&3 >/dev/null; "
+	hangs := program(t, word+`printf '\0\0\0\036{"kind":"able","working":true}' >&3; `+word+"touch "+taken+"; sleep 1000")
+	go func() { said <- upgradeFails(t, n, "--program", hangs) }()
+	harness.Eventually(t, 60*time.Second, "the new daemon to have the node", func() error {
+		_, err := os.Stat(taken)
+		return err
+	})
+	var repeated atomic.Int64
+	ctx, cancel := context.WithTimeout(harness.Ctx(t), harness.Patience(time.Minute))
+	defer cancel()
+	err := again(&repeated, func(context.Context) error {
+		_, err := n.Runtime.ListContainers(ctx, &cri.ListContainersRequest{})
+		return err
+	})
+	if err != nil {
+		t.Errorf("a call that was made meanwhile: %v", err)
+	}
+	if err := wantIn(<-said, "the new daemon does not answer"); err != nil {
+		t.Error(err)
+	}
+	if got := n.DaemonPid(t); got != pid {
+		t.Errorf("process %d has the node, not %d", got, pid)
+	}
+	if got := mainProcess(t, app); got != process {
+		t.Errorf("the container was %s and is %s", process, got)
+	}
+	wantCounted(t, app, 3)
+	wantNoneLingering(t, n)
+}
+
 // A program that cannot take over changes nothing.
 func TestUpgradeToWhatCannot(t *testing.T) {
 	n := ownNode(t)

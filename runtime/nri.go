@@ -64,6 +64,7 @@ func (r *Runtime) adjust(ctx context.Context, sb *sandbox, c *container, s *spec
 
 // StartPlugins lets NRI plugins in. Before Recover has ended they would see a part of what there is.
 func (r *Runtime) StartPlugins() error {
+	defer r.waiting()()
 	return r.cfg.NRI.Start(nri.Callbacks{
 		List:   r.nriObjects,
 		Update: r.applyUpdates,

@@ -39,10 +39,12 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	}
 	r.noteEarlierDamage()
 	r.load(known)
+	r.working()
 	failpoint.Here(failpoint.RecoverLoaded)
 	r.adoptMissing(ctx, k, r.index.allContainers(), r.index.allSandboxes(), known)
 	for _, c := range r.index.allContainers() {
 		r.resume(c, known)
+		r.working()
 	}
 	failpoint.Here(failpoint.RecoverResumed)
 	// From here on exits come in, also those that the keeper has kept for us.
@@ -52,18 +54,47 @@ func (r *Runtime) Recover(ctx context.Context) error {
 	if _, err := r.MendRunDir(); err != nil {
 		r.log.Error("files of the run dir are missing and could not be made anew", "err", err)
 	}
+	r.working()
 	r.restoreNetwork(ctx)
+	r.working()
 	failpoint.Here(failpoint.RecoverConnected)
 	r.finishCut(ctx)
 	failpoint.Here(failpoint.RecoverFinished)
 	r.sweep(ctx, known)
+	r.working()
 	failpoint.Here(failpoint.RecoverSwept)
 	r.cfg.Images.KeepLayers(!r.held.empty())
 	if err := r.cfg.Images.Collect(ctx); err != nil {
 		r.log.Warn("unused layers could not be deleted, ignoring", "err", err)
 	}
+	r.working()
 	r.background(r.checkRunFiles)
 	return nil
+}
+
+// working says that Recover gets on.
+func (r *Runtime) working() {
+	if r.cfg.Working != nil {
+		r.cfg.Working()
+	}
+}
+
+// waiting says it, until over is called, for what waits for others (CNI and NRI plugins) and has limits of its own.
+func (r *Runtime) waiting() (over func()) {
+	ended := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r.working()
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return func() { close(ended) }
 }
 
 // keeperTries is how many keepers may die while a daemon starts until that fails.
@@ -118,10 +149,12 @@ func (r *Runtime) checkRunFiles() {
 // load reads all records. The files of many pods are read side by side: most of the time goes into understanding them.
 func (r *Runtime) load(known map[string]keeper.State) {
 	sandboxes := loadAll(idsOf(r.paths.sandboxes(), r.paths.sandboxCopies()), func(id string) found[sandbox] {
+		defer r.working()
 		sb, faults, err := loadSandbox(r.paths, id, r.records)
 		return found[sandbox]{id, sb, faults, err}
 	})
 	containers := loadAll(idsOf(r.paths.containers(), r.paths.containerCopies()), func(id string) found[container] {
+		defer r.working()
 		c, faults, err := loadContainer(r.paths, id, r.records)
 		return found[container]{id, c, faults, err}
 	})
@@ -427,6 +460,7 @@ func (r *Runtime) killExecs(c *container) {
 // resumeSandboxes finds the sandboxes that have lost what makes them ready.
 func (r *Runtime) resumeSandboxes(ctx context.Context, known map[string]keeper.State) {
 	for _, sb := range r.index.allSandboxes() {
+		r.working()
 		if !sb.ready() {
 			continue
 		}
@@ -462,6 +496,7 @@ func (r *Runtime) restoreNetwork(ctx context.Context) {
 
 // finishCut undoes the creations and goes on with the removals that the death of a daemon cut off.
 func (r *Runtime) finishCut(ctx context.Context) {
+	defer r.waiting()()
 	var wg sync.WaitGroup
 	for _, c := range r.index.allContainers() {
 		f := c.factsNow()

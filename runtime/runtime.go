@@ -60,6 +60,8 @@ type Config struct {
 	// ServedElsewhere returns the executions that earlier daemons, which gave the node to this one, serve at this moment: they
 	// are left alone. See Part. Nil: there are none.
 	ServedElsewhere func() []string
+	// Working is called, also concurrently, when Recover gets on; nil is not.
+	Working func()
 	// MaxLogLine is the size in bytes at which a line of a container's log is split.
 	MaxLogLine int
 	// HostPaths looks up what mounts and logs name; nil is one without a helper.

@@ -113,6 +113,9 @@ func (b *berth) run(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		n := &node{cfg: b.cfg, log: b.log, sockets: b.sockets}
+		if b.before != nil {
+			n.working = b.before.Working
+		}
 		if err := b.start(ctx, n); err != nil {
 			return b.failed(errors.Join(err, n.end()))
 		}

@@ -39,6 +39,7 @@ type node struct {
 	cfg     config.Config
 	log     *slog.Logger
 	sockets *handover.Sockets
+	working func() // is told that recover gets on
 	images  *image.Store
 	network network.Attacher
 	builtin *network.Builtin // the network if it is the built-in one, else nil
@@ -198,6 +199,7 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
 		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout, ExecByLibcontainer: n.cfg.Exec.Libcontainer,
 		HostPaths:       &hostpath.Resolver{Program: "/proc/self/exe"},
+		Working:         n.working,
 		ServedElsewhere: func() []string { return servedByLingerers(n.cfg.RunDir) },
 		MaxLogLine:      n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
 	}

@@ -9,6 +9,7 @@
 //	offer (folders)        -->
 //	                       <--  able | unable (why)     it has read configuration and records, and touched nothing
 //	take (estate, files)   -->                          the old one does nothing any more but serve its sessions
+//	                       <--  working ...             it gets on (if the offer and "able" agreed on such words)
 //	                       <--  serving | failed (why)  all is recovered; nobody has been let in yet
 //	yours                  -->                          the old one will not take anything back
 //
@@ -40,6 +41,11 @@ const (
 	ableLimit    = 30 * time.Second
 	servingLimit = 2 * time.Minute
 	wordLimit    = 10 * time.Second
+	// stallLimit is how long a new daemon may be silent that says when it gets on. Nobody serves the node in that time, so it is
+	// short; but the slowest single step of a recovery is shorter.
+	stallLimit = 15 * time.Second
+	// workingPeriod is the least time between two such words.
+	workingPeriod = time.Second
 )
 
 type kind string
@@ -49,6 +55,7 @@ const (
 	able    kind = "able"
 	unable  kind = "unable"
 	take    kind = "take"
+	working kind = "working"
 	serving kind = "serving"
 	failed  kind = "failed"
 	yours   kind = "yours"
@@ -58,6 +65,7 @@ type message struct {
 	Kind     kind     `json:"kind"`
 	Protocol int      `json:"protocol,omitempty"`
 	Version  string   `json:"version,omitempty"` // of the program
+	Working  bool     `json:"working,omitempty"` // that word is understood (offer), and will be said (able)
 	Folders  *Folders `json:"folders,omitempty"`
 	Why      string   `json:"why,omitempty"`
 	Estate   *Estate  `json:"estate,omitempty"`

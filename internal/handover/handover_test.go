@@ -40,6 +40,9 @@ const (
 	saysSomethingElse = "says something else"
 	diesAtTake        = "dies at take"
 	hangsAtTake       = "hangs at take"
+	worksAndHangs     = "works, and hangs"
+	worksForEver      = "works for ever"
+	worksAndServes    = "works, and serves"
 	fails             = "fails"
 	diesAtYours       = "dies before yours"
 	serves            = "serves"
@@ -75,11 +78,25 @@ func succeed(way string) error {
 	if err != nil {
 		return err
 	}
+	work := func(times int) {
+		for range times {
+			p.worked = time.Time{} // it is said no sooner than needed
+			p.Working()
+			time.Sleep(testStall / 5)
+		}
+	}
 	switch way {
 	case diesAtTake:
 		return nil
 	case hangsAtTake:
 		return hang()
+	case worksAndHangs:
+		work(2)
+		return hang()
+	case worksForEver:
+		work(1 << 30)
+	case worksAndServes:
+		work(10)
 	case fails:
 		p.Failed(errors.New("the disk is full"))
 		return nil
@@ -95,6 +112,9 @@ func succeed(way string) error {
 	_, err = fmt.Fprintf(e.Files["report"], "%s %s %t %s\n", e.Program, e.Pending, e.Watched, e.Addresses["report"])
 	return err
 }
+
+// testStall is how long a successor may be silent in tests that says when it gets on.
+const testStall = time.Second
 
 // try starts a successor of that way, which has little time to answer.
 func try(t *testing.T, ctx context.Context, way string) (*Successor, error) {
@@ -113,6 +133,12 @@ func try(t *testing.T, ctx context.Context, way string) (*Successor, error) {
 	}
 	if way == hangsAtTake {
 		s.ableLimit = ableLimit // a busy machine starts programs slowly
+	}
+	switch way {
+	case hangsAtTake, worksAndHangs, worksAndServes:
+		s.stallLimit, s.servingLimit = testStall, servingLimit
+	case worksForEver:
+		s.servingLimit = 2 * testStall
 	}
 	return s, s.offer(ctx, exe, "1", Folders{"/root", "/run"})
 }
@@ -133,8 +159,15 @@ func wantEnded(t *testing.T, s *Successor) {
 	}
 }
 
+// One that takes its time and says that it gets on has it.
 func TestSuccessorTakesOver(t *testing.T) {
-	s, err := try(t, t.Context(), serves)
+	for _, way := range []string{serves, worksAndServes} {
+		t.Run(way, func(t *testing.T) { testTakesOver(t, way) })
+	}
+}
+
+func testTakesOver(t *testing.T, way string) {
+	s, err := try(t, t.Context(), way)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,9 +223,11 @@ func TestSuccessorThatIsNotAble(t *testing.T) {
 
 func TestSuccessorThatDoesNotServe(t *testing.T) {
 	for way, want := range map[string]string{
-		diesAtTake:  "has ended without a word",
-		hangsAtTake: "does not answer",
-		fails:       "the new daemon failed: the disk is full",
+		diesAtTake:    "has ended without a word",
+		hangsAtTake:   "does not answer",
+		worksAndHangs: "does not answer",
+		worksForEver:  "does not answer",
+		fails:         "the new daemon failed: the disk is full",
 	} {
 		t.Run(way, func(t *testing.T) {
 			s, err := try(t, t.Context(), way)
@@ -204,6 +239,26 @@ func TestSuccessorThatDoesNotServe(t *testing.T) {
 			wantEnded(t, s)
 		})
 	}
+}
+
+// Of older versions neither side knows the word that it gets on.
+func TestOlderVersions(t *testing.T) {
+	t.Run("successor", func(t *testing.T) {
+		s, err := try(t, t.Context(), hangsAtTake)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.works, s.stallLimit, s.servingLimit = false, servingLimit, testStall
+		wantError(t, s.Take(t.Context(), Estate{}), "does not answer")
+	})
+	t.Run("predecessor", func(t *testing.T) {
+		old, p := inherited(t)
+		p.Working()
+		p.Failed(errors.New("the disk is full"))
+		if m, _, err := receive(old, wordLimit, failed); err != nil {
+			t.Errorf("it says %+v, %v", m, err)
+		}
+	})
 }
 
 // A node is not left to a daemon that has died while the word was on its way to it.

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +29,10 @@ type Predecessor struct {
 
 	conn *net.UnixConn
 	last chan error // its last word
+
+	mu      sync.Mutex // guards what is written to conn, and these
+	patient bool       // it does not listen for "working"
+	worked  time.Time  // when that was said last
 }
 
 // Inherit returns the daemon that has started this process to take its place, nil if none has. Programs that this process
@@ -55,7 +61,7 @@ func Inherit() (*Predecessor, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("hand-over: %w", err), conn.Close())
 	}
-	p := &Predecessor{Version: m.Version, Folders: *m.Folders, conn: conn, last: make(chan error, 1)}
+	p := &Predecessor{Version: m.Version, Folders: *m.Folders, conn: conn, last: make(chan error, 1), patient: !m.Working}
 	if m.Protocol > protocol {
 		err := fmt.Errorf("it hands over by protocol version %d, and this program knows %d at the most: %w", m.Protocol, protocol, errdefs.ErrFailedPrecondition)
 		p.Unable(err)
@@ -66,17 +72,35 @@ func Inherit() (*Predecessor, error) {
 
 // Able says that this program, of that version, can serve the node.
 func (p *Predecessor) Able(version string) error {
-	return send(p.conn, message{Kind: able, Version: version})
+	return p.say(message{Kind: able, Version: version, Working: !p.patient})
 }
 
 // Unable says why it cannot.
 func (p *Predecessor) Unable(why error) {
-	_ = send(p.conn, message{Kind: unable, Why: why.Error()}) // or it hears of this process's end
+	_ = p.say(message{Kind: unable, Why: why.Error()}) // or it hears of this process's end
 }
 
 // Failed says why it could not in the end.
 func (p *Predecessor) Failed(why error) {
-	_ = send(p.conn, message{Kind: failed, Why: why.Error()})
+	_ = p.say(message{Kind: failed, Why: why.Error()})
+}
+
+// Working says that the work between Take and Serving gets on. It is to be called at each step: a predecessor that hears nothing for a
+// while takes this process for one that hangs. Calls may be concurrent.
+func (p *Predecessor) Working() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.patient || time.Since(p.worked) < workingPeriod {
+		return
+	}
+	p.worked = time.Now()
+	_ = send(p.conn, message{Kind: working}) // that it has ended Take's context says
+}
+
+func (p *Predecessor) say(m message) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return send(p.conn, m)
 }
 
 // Take waits for the estate. The context that it returns ends, with the cause ErrAbandoned, if the predecessor ends before
@@ -114,7 +138,7 @@ func (p *Predecessor) Take(ctx context.Context) (context.Context, Estate, error)
 // Serving says that everything is ready, and returns when the node is this process's own.
 func (p *Predecessor) Serving(ctx context.Context) error {
 	failpoint.Here(failpoint.HandoverRecovered)
-	if err := send(p.conn, message{Kind: serving}); err != nil {
+	if err := p.say(message{Kind: serving}); err != nil {
 		return fmt.Errorf("%w: %w", ErrAbandoned, err)
 	}
 	select {

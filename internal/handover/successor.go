@@ -31,7 +31,8 @@ type Successor struct {
 	conn    *net.UnixConn
 	ended   chan struct{} // closed when it was reaped; nil if that is not ours to do
 
-	ableLimit, servingLimit time.Duration
+	ableLimit, servingLimit, stallLimit time.Duration
+	works                               bool // it says when it gets on
 }
 
 // Start starts program with args, in this process's environment, and waits until it says that it can serve the node in
@@ -51,7 +52,7 @@ func Start(ctx context.Context, program string, args []string, version string, f
 // offer asks it whether it can serve the node. After an error it is dead.
 func (s *Successor) offer(ctx context.Context, program, version string, folders Folders) error {
 	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
-	m, err := s.ask(message{Kind: offer, Protocol: protocol, Version: version, Folders: &folders}, nil, s.ableLimit, able, unable)
+	m, err := s.ask(message{Kind: offer, Protocol: protocol, Version: version, Folders: &folders, Working: true}, nil, s.ableLimit, able, unable)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("%s %s", program, s.silence(err))
@@ -60,7 +61,7 @@ func (s *Successor) offer(ctx context.Context, program, version string, folders 
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	default:
-		s.Version = m.Version
+		s.Version, s.works = m.Version, m.Working
 		failpoint.Here(failpoint.HandoverAble)
 		return nil
 	}
@@ -85,7 +86,7 @@ func start(program string, args []string, sibling bool) (*Successor, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}
-	s := &Successor{process: cmd.Process, pid: cmd.Process.Pid, conn: ours, ableLimit: ableLimit, servingLimit: servingLimit}
+	s := &Successor{process: cmd.Process, pid: cmd.Process.Pid, conn: ours, ableLimit: ableLimit, servingLimit: servingLimit, stallLimit: stallLimit}
 	if !sibling {
 		s.ended = make(chan struct{})
 		go func() {
@@ -124,7 +125,7 @@ func (s *Successor) Take(ctx context.Context, e Estate) error {
 		files = append(files, f)
 	}
 	failpoint.Here(failpoint.HandoverParted)
-	answer, err := s.ask(m, files, s.servingLimit, serving, failed)
+	answer, err := s.askPatiently(m, files, serving, failed)
 	switch {
 	case err != nil:
 		return errors.New("the new daemon " + s.silence(err))
@@ -166,6 +167,21 @@ func (s *Successor) ask(m message, files []*os.File, limit time.Duration, want .
 	answer, more, err := receive(s.conn, limit, want...)
 	for _, f := range more {
 		f.Close()
+	}
+	return answer, err
+}
+
+// askPatiently is ask for what takes long: as long as the successor gets on, if it says so.
+func (s *Successor) askPatiently(m message, files []*os.File, want ...kind) (message, error) {
+	if !s.works {
+		return s.ask(m, files, s.servingLimit, want...)
+	}
+	deadline := time.Now().Add(s.servingLimit)
+	answer, err := s.ask(m, files, s.stallLimit, append(want, working)...)
+	for err == nil && answer.Kind == working {
+		var none []*os.File
+		answer, none, err = receive(s.conn, min(s.stallLimit, max(time.Until(deadline), 1)), append(want, working)...)
+		wire.CloseAll(none)
 	}
 	return answer, err
 }
