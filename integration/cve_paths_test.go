@@ -288,6 +288,90 @@ func TestCVEMountTarget(t *testing.T) {
 	t.Logf("%d starts", started)
 }
 
+// CVE-2025-52881 (and CVE-2019-19921, CVE-2023-27561): a container of the pod swaps a folder of a shared volume for a link into /proc while
+// another starts that has a mount there, so that what the runtime writes to /proc, the LSM's label above all, goes to what the
+// mount has in its place: nowhere, or through a link to a file of /proc that the attacker chooses. Whatever comes of the start, no
+// mount is inside of /proc but those of every container, the label is in force, and nothing was written elsewhere.
+func TestCVEProcWrites(t *testing.T) {
+	n := sharedNode(t)
+	pod := n.RunPod(t, "cve-proc")
+	config := func(mounts ...*cri.Mount) *cri.ContainerConfig {
+		c := harness.ContainerConfig("app", images.Tools, "sh", "-c", `echo "label $(cat /proc/self/attr/current 2>/dev/null)"
+			echo "domain $(cat /proc/sys/kernel/domainname)"
+			while read -r _ _ _ root point _; do case $point in /proc*) echo "$root at $point";; esac; done < /proc/self/mountinfo`)
+		c.Mounts = mounts
+		c.Linux.SecurityContext.MaskedPaths, c.Linux.SecurityContext.ReadonlyPaths = []string{"/proc/keys", "/proc/acpi"}, []string{"/proc/sys", "/proc/bus"}
+		return c
+	}
+	want, err := attempt(t, pod, config())
+	if err != nil || !strings.Contains(want, "/ at /proc") {
+		t.Fatalf("a container of nobody's attack: %q, %v", want, err)
+	}
+	for _, place := range []string{"/proc", "/proc/self/attr", "/proc/thread-self/attr", "/proc/1/task/1/attr", "/proc/sys/kernel"} {
+		for name, fake := range map[string]func(path string) error{
+			"files": func(path string) error { return os.WriteFile(path, []byte("untouched"), 0o666) },
+			"links": func(path string) error { return os.Symlink("/proc/sys/kernel/domainname", path) },
+		} {
+			t.Run(strings.TrimPrefix(place, "/")+" by "+name, func(t *testing.T) {
+				shared, fakes := t.TempDir(), fakeProc(t, fake)
+				// Who looks the place up part by part takes so long for it that it has changed when it is looked up again.
+				deep := strings.Repeat("d/", 200)
+				target, link := filepath.Join(shared, deep, "target"), filepath.Join(shared, "link")
+				if err := errors.Join(os.MkdirAll(target, 0o755), os.Symlink(place, link)); err != nil {
+					t.Fatal(err)
+				}
+				stop := swapping(target, link)
+				defer stop()
+				tries, started := 0, 0
+				for end := time.Now().Add(time.Second); time.Now().Before(end); tries++ {
+					got, err := attempt(t, pod, config(&cri.Mount{HostPath: shared, ContainerPath: "/v"}, &cri.Mount{HostPath: fakes, ContainerPath: filepath.Join("/v", deep, "target")}))
+					if err == nil {
+						started++
+					}
+					if err == nil && got != want {
+						t.Fatalf("in the container:\n%s\nwant\n%s", got, want)
+					}
+					untouched(t, fakes)
+				}
+				t.Logf("%d of %d started", started, tries)
+			})
+		}
+	}
+}
+
+// fakeProc makes a folder that has in it what a runtime writes to, whichever of the places it is mounted at.
+func fakeProc(t *testing.T, fake func(path string) error) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, above := range []string{"", "self/attr", "thread-self/attr", "1/attr", "1/task/1/attr", "sys/kernel"} {
+		for _, name := range []string{"exec", "current", "fscreate", "keycreate", "apparmor/exec", "apparmor/current", "hostname", "core_pattern"} {
+			path := filepath.Join(dir, above, name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), fake(path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+// untouched fails if a file below the folder has been written to, or is new.
+func untouched(t *testing.T, dir string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err == nil && string(data) != "untouched" {
+			err = fmt.Errorf("%s has become %q", path, data)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // swapping exchanges two names again and again until stop is called.
 func swapping(a, b string) (stop func()) {
 	done := make(chan struct{})
