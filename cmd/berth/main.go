@@ -1,5 +1,5 @@
-// berth runs pods on this machine. "berth serve" is the daemon, a Kubernetes container runtime behind a CRI socket; the
-// other commands are for its operator.
+// berth runs pods on this machine. "berth serve" is the daemon: a Kubernetes container runtime behind a CRI socket, and a kubelet of
+// its own for what files declare. The other commands are for its operator, and kubectl's for pods.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/hostpath"
+	"github.com/berth-node/berth/kubelet/ctl"
 )
 
 // version is set by the linker.
@@ -23,10 +24,17 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
+		var exit *ctl.Exit
+		var said *kubectlError
 		switch {
+		case errors.As(err, &exit):
+			fmt.Fprintln(os.Stderr, exit.Text)
+			os.Exit(exit.Code)
 		case errors.Is(err, errNotWell): // that was said at length
 		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 			fmt.Fprintln(os.Stderr, "berth: interrupted")
+		case errors.As(err, &said):
+			fmt.Fprintln(os.Stderr, ctl.Message(said.error))
 		default:
 			fmt.Fprintln(os.Stderr, "berth:", err)
 		}
@@ -43,6 +51,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, err) })
 	root.AddCommand(serveCommand(), configCommand(), versionCommand(), imageCommand(), checkCommand(), repairCommand(), upgradeCommand(), drainCommand())
+	root.AddCommand(podCommands()...)
 	return root
 }
 

@@ -35,6 +35,7 @@ var Rules = []Rule{
 	{"kubelet/hook", []string{"internal/..."}, "it is told what to run where"},
 	{"kubelet/feed", []string{"internal/..."}, "a table of any objects"},
 	{"kubelet/event", []string{"kubelet/feed", "internal/..."}, "it keeps what it is told"},
+	{"kubelet/ctl", []string{"kubelet/server", "internal/..."}, "the other end of the server's socket"},
 	{"kubelet/server", []string{"kubelet", "kubelet/...", "runtime", "runtime/...", "cgroups", "internal/..."},
 		"a door: it checks, asks and streams"},
 	{"runtime", []string{"runtime/...", "network/...", "cgroups", "internal/..."},

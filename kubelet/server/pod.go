@@ -258,15 +258,12 @@ func (s *Server) handleDelete(w http.ResponseWriter, r *http.Request) {
 const maxManifests = 64 << 20
 
 func (s *Server) handleApply(w http.ResponseWriter, r *http.Request) {
-	var request struct {
-		Documents []Document `json:"documents"`
-		DryRun    bool       `json:"dryRun"`
-	}
+	var request ApplyRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxManifests)).Decode(&request); err != nil {
 		fail(w, errBadRequest("%v", err))
 		return
 	}
-	result, err := s.cfg.Objects.Apply(r.Context(), request.Documents, request.DryRun)
+	result, err := s.cfg.Objects.Apply(r.Context(), request)
 	if err != nil {
 		fail(w, err)
 		return

@@ -44,10 +44,19 @@ type Objects interface {
 	ConfigMaps() *feed.Feed[*v1.ConfigMap]
 	Secrets() *feed.Feed[*v1.Secret]
 	Claims() *feed.Feed[*v1.PersistentVolumeClaim]
-	// Apply declares what is in the documents, all of it or nothing. With dryRun it only says what it would do.
-	Apply(ctx context.Context, documents []Document, dryRun bool) (ApplyResult, error)
+	// Apply declares what is in the documents, all of it or nothing.
+	Apply(ctx context.Context, r ApplyRequest) (ApplyResult, error)
 	// Delete takes back what was applied. kind is "ConfigMap", "Secret" or "PersistentVolumeClaim".
 	Delete(ctx context.Context, kind, namespace, name string) error
+}
+
+// An ApplyRequest is what is to be declared.
+type ApplyRequest struct {
+	Documents []Document `json:"documents"`
+	// Namespace, if any, is the one that all of it must be in, and the one of what names none.
+	Namespace string `json:"namespace,omitempty"`
+	// DryRun only says what would be done.
+	DryRun bool `json:"dryRun,omitempty"`
 }
 
 // A Document is a file with manifests.

@@ -81,8 +81,8 @@ func (n *node) ConfigMaps() *feed.Feed[*v1.ConfigMap]         { return n.maps }
 func (n *node) Secrets() *feed.Feed[*v1.Secret]               { return n.secrets }
 func (n *node) Claims() *feed.Feed[*v1.PersistentVolumeClaim] { return n.claims }
 
-func (n *node) Apply(_ context.Context, documents []Document, _ bool) (ApplyResult, error) {
-	return ApplyResult{Applied: []Applied{{"Pod", "default", documents[0].File, "created"}}}, nil
+func (n *node) Apply(_ context.Context, r ApplyRequest) (ApplyResult, error) {
+	return ApplyResult{Applied: []Applied{{"Pod", "default", r.Documents[0].File, "created"}}}, nil
 }
 
 func (n *node) Delete(_ context.Context, kind, namespace, name string) error {
