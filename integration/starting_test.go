@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -14,10 +15,10 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/integration/harness"
+	"github.com/berth-node/berth/integration/images"
 )
 
-// A keeper that dies in the moment in which it lets init go takes the container with it no more than at any other time: init
-// has opened its side of the FIFO then and not yet written to it, and must not find that nobody reads.
+// A keeper that dies in the moment in which it lets init go takes the container with it no more than at any other time.
 func TestKeeperKilledInTheMomentOfTheStart(t *testing.T) {
 	n := ownNode(t)
 	pod := n.RunPod(t, "moment")
@@ -43,6 +44,41 @@ func TestKeeperKilledInTheMomentOfTheStart(t *testing.T) {
 			}
 			return err
 		})
+		c.Stop(t, 0)
+	}
+}
+
+// The same with the daemon, too: the call, repeated, has the result that it would have had.
+func TestKeeperAndDaemonKilledInTheMomentOfTheStart(t *testing.T) {
+	n := ownNode(t)
+	pod := n.RunPod(t, "moment")
+	for i := range 30 {
+		c := pod.Create(t, harness.ContainerConfig(fmt.Sprintf("app-%d", i), images.Tools, "sh", "-c", "echo once; exec sleep 6543"))
+		keeper, daemon := keeperPid(t, n), n.Pid()
+		answer := make(chan error, 1)
+		go func() {
+			_, err := n.Runtime.StartContainer(harness.Ctx(t), &cri.StartContainerRequest{ContainerId: c.ID})
+			answer <- err
+		}()
+		time.Sleep(time.Duration(500+rand.IntN(2000)) * time.Microsecond)
+		if err := errors.Join(syscall.Kill(keeper, syscall.SIGKILL), syscall.Kill(daemon, syscall.SIGKILL)); err != nil {
+			t.Fatal(err)
+		}
+		n.Kill9(t)
+		first := <-answer
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if first != nil {
+			c.Start(t)
+		}
+		waitForText(t, c, "stdout", "once")
+		if s := c.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING {
+			t.Fatalf("start %d: %v", i, s)
+		}
+		if lines := harness.Texts(c.Log(t), "stdout"); len(lines) != 1 {
+			t.Errorf("start %d: it ran more than once: %q", i, lines)
+		}
 		c.Stop(t, 0)
 	}
 }
