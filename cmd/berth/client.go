@@ -23,12 +23,14 @@ func drainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drain",
 		Short: "Stop and remove all pods, then end the daemon and the keeper",
-		Long: `Stop and remove all pods, giving each container its grace to end, then end the daemon and the keeper and take
-down the built-in network. Images stay. Nothing else of berth is left on the node.`,
+		Long: `Stop and remove all pods, those of the node itself in order, giving each container its grace to end, then end the
+daemon and the keeper and take down the built-in network. Images stay, and what is declared: the next daemon starts its own
+pods again. Nothing else of berth is left on the node.`,
 		Args: operands(cobra.NoArgs),
 	}
 	runDir := daemonFlag(cmd)
-	cmd.Flags().DurationVar(&grace, "grace", 10*time.Second, "how long containers may take to end before they are killed")
+	cmd.Flags().DurationVar(&grace, "grace", 0, `the longest that containers may take to end before they are killed; without it, pods of the node itself have
+their own grace, and those that came through the CRI 10s`)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return admin.NewClient(adminSocket(*runDir)).Drain(cmd.Context(), grace, func(s string) { cmd.Println(s) })
 	}

@@ -245,6 +245,7 @@ func (b *berth) start(ctx context.Context, n *node) error {
 		}
 	}
 	b.pending = nil
+	n.self.run()
 	b.awaitLingerers(n)
 	b.ready(ctx, n, time.Since(began))
 	return nil

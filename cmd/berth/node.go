@@ -48,6 +48,8 @@ type node struct {
 	streams *stream.Server
 	metrics *metrics.Metrics
 	cri     *cri.Server
+	cgroups *cgroups.Host
+	self    *self          // the pods of the node itself; nil before recovery
 	close   []func() error // what was opened, the runtime and the doors excepted
 
 	server   *grpc.Server
@@ -81,6 +83,7 @@ func (n *node) build() error {
 	if err != nil {
 		return err
 	}
+	n.cgroups = host
 	if n.images, err = image.Open(image.Config{
 		Dir: filepath.Join(n.cfg.RootDir, "images"), Log: n.log,
 		HostsDirs: n.cfg.Image.RegistryHostsDirs, MaxParallelLayers: n.cfg.Image.MaxParallelLayers,
@@ -183,6 +186,9 @@ func (n *node) openNRI() (err error) {
 	return nil
 }
 
+// hostPaths looks up what may hang, in a process of its own.
+func (n *node) hostPaths() *hostpath.Resolver { return &hostpath.Resolver{Program: "/proc/self/exe"} }
+
 func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 	handlers := map[string]runtime.HandlerConfig{}
 	for name, h := range n.cfg.RuntimeHandlers {
@@ -198,7 +204,7 @@ func (n *node) runtimeConfig(host *cgroups.Host) runtime.Config {
 		UnprivilegedPorts: n.cfg.Container.EnableUnprivilegedPorts, UnprivilegedPing: n.cfg.Container.EnableUnprivilegedICMP,
 		AppArmorProfile: n.cfg.Container.AppArmorProfile, SeccompProfile: n.cfg.Container.SeccompProfile,
 		MaxExecOutput: n.cfg.Exec.MaxOutput, ExecDrain: n.cfg.Exec.DrainTimeout, ExecByLibcontainer: n.cfg.Exec.Libcontainer,
-		HostPaths:       &hostpath.Resolver{Program: "/proc/self/exe"},
+		HostPaths:       n.hostPaths(),
 		Working:         n.working,
 		ServedElsewhere: func() []string { return servedByLingerers(n.cfg.RunDir) },
 		MaxLogLine:      n.cfg.Log.MaxContainerLogLineSize, Metrics: n.metrics, Log: n.log,
@@ -213,7 +219,14 @@ func (n *node) recover(ctx context.Context) error {
 		}
 		return fmt.Errorf("recover: %w", err)
 	}
-	return n.runtime.StartPlugins()
+	if err := n.runtime.StartPlugins(); err != nil {
+		return err
+	}
+	var err error
+	if n.self, err = n.openSelf(); err != nil {
+		return fmt.Errorf("pods of the node itself: %w", err)
+	}
+	return nil
 }
 
 // open lets callers in at all doors. The CRI tells them to wait until SetReady.
@@ -269,6 +282,7 @@ func (n *node) door(serve func() error) {
 // stop ends all calls and sessions.
 func (n *node) stop() {
 	n.leave()
+	n.stopSelf()
 	if n.server != nil {
 		stopServer(n.server)
 		n.operator.Close()
@@ -287,6 +301,7 @@ func stopServer(server *grpc.Server) {
 // end closes everything; sessions that are left are cut off. Pods run on.
 func (n *node) end() error {
 	n.leave()
+	n.stopSelf()
 	var failed error
 	if n.server != nil {
 		n.server.Stop()
@@ -318,6 +333,7 @@ func (n *node) handOver(ctx context.Context, l *handover.Lingering) (pending jso
 	operator.Go(func() { n.operator.HandOver(short) })
 	n.calls = n.cri.HandOver(short, n.server)
 	operator.Wait()
+	n.stopSelf()
 	if pending, err = n.streams.HandOver(ctx); err != nil {
 		return nil, err
 	}

@@ -125,7 +125,16 @@ func (n *node) status(ctx context.Context) admin.Status {
 }
 
 // drain leaves nothing of berth on the node but its images and, as long as this process lives, its sockets.
+// drainGrace is what containers get that came through the CRI, which does not say.
+const drainGrace = 10 * time.Second
+
 func (n *node) drain(ctx context.Context, grace time.Duration, tell func(string)) error {
+	if err := n.drainSelf(ctx, grace, tell); err != nil {
+		return err
+	}
+	if grace == 0 {
+		grace = drainGrace
+	}
 	if err := n.runtime.Drain(ctx, grace, tell); err != nil {
 		return err
 	}

@@ -44,6 +44,7 @@ var (
 		{"cri-socket", "CRI socket", func(c *config.Config) *string { return &c.CRISocket }},
 		{"cni-conf-dir", "folder of the CNI network configuration", func(c *config.Config) *string { return &c.Network.CNIConfDir }},
 		{"launch", "path of berth-launch", func(c *config.Config) *string { return &c.Launch }},
+		{"manifests", "folder of manifests of pods that the node runs by itself", func(c *config.Config) *string { return &c.Manifests }},
 		{"nri-socket", "socket for NRI plugins", func(c *config.Config) *string { return &c.NRI.SocketPath }},
 	}
 	wordFlags = []flag[string]{

@@ -73,6 +73,38 @@ func (c *Config) check(fault func(key, words string)) {
 		}
 	}
 	c.checkHandlers(fault)
+	c.checkKubelet(fault)
+}
+
+// nodeName is a DNS subdomain.
+var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+func (c *Config) checkKubelet(fault func(key, words string)) {
+	k := &c.Kubelet
+	if k.NodeName != "" && (!nodeName.MatchString(k.NodeName) || len(k.NodeName) > 253) {
+		fault("kubelet.nodeName", fmt.Sprintf("%q is not a name of lower case letters, digits, - and .", k.NodeName))
+	}
+	for key, list := range map[string][]string{"kubelet.nodeIPs": k.NodeIPs, "kubelet.clusterDNS": k.ClusterDNS} {
+		for i, value := range list {
+			if _, err := netip.ParseAddr(value); err != nil {
+				fault(fmt.Sprintf("%s[%d]", key, i), fmt.Sprintf("%q is not an IP address", value))
+			}
+		}
+	}
+	if len(k.NodeIPs) > 2 {
+		fault("kubelet.nodeIPs", "a node has one address of each family at most")
+	}
+	for key, b := range map[string]BackOff{"kubelet.crashLoopBackOff": k.CrashLoopBackOff, "kubelet.imagePullBackOff": k.ImagePullBackOff} {
+		if b.Initial <= 0 || b.Max < b.Initial {
+			fault(key, fmt.Sprintf("%s up to %s is no pause that grows", b.Initial, b.Max))
+		}
+	}
+	if c.ManifestsRescan < 0 {
+		fault("manifestsRescan", c.ManifestsRescan.String()+" is less than nothing")
+	}
+	if k.PodPidsLimit < 0 {
+		fault("kubelet.podPidsLimit", fmt.Sprintf("%d is less than nothing", k.PodPidsLimit))
+	}
 }
 
 func (c *Config) checkHandlers(fault func(key, words string)) {
@@ -104,6 +136,12 @@ func (c *Config) checkPaths(fault func(key, words string)) {
 		path("keeper", c.Keeper, true)
 	}
 	path("launch", c.Launch, true)
+	path("manifests", c.Manifests, true)
+	path("kubelet.resolvConf", c.Kubelet.ResolvConf, true)
+	path("kubelet.podLogsDir", c.Kubelet.PodLogsDir, false)
+	path("kubelet.seccompDir", c.Kubelet.SeccompDir, true)
+	path("kubelet.imageCredentialProviderConfig", c.Kubelet.CredentialConfig, true)
+	path("kubelet.imageCredentialProviderBinDir", c.Kubelet.CredentialBinDir, false)
 	path("network.cniConfDir", c.Network.CNIConfDir, false)
 	path("network.cniConfTemplate", c.Network.CNIConfTemplate, true)
 	path("container.seccompProfile", c.Container.SeccompProfile, true)
@@ -191,6 +229,10 @@ func (c *Config) Resolve(exe string) error {
 	}
 	in(&c.CRISocket, filepath.Join(c.RunDir, "berth.sock"))
 	in(&c.Metrics.Address, filepath.Join(c.RunDir, "metrics.sock"))
+	in(&c.Kubelet.SeccompDir, filepath.Join(c.RootDir, "kubelet", "seccomp"))
+	if host, err := os.Hostname(); err == nil {
+		in(&c.Kubelet.NodeName, strings.ToLower(host))
+	}
 	if filepath.Clean(c.RunDir) == DefaultRunDir {
 		in(&c.NRI.SocketPath, "/var/run/nri/nri.sock")
 	}

@@ -42,6 +42,11 @@ type Config struct {
 	Streaming       Streaming          `yaml:"streaming"`
 	Log             Log                `yaml:"log"`
 	Metrics         Metrics            `yaml:"metrics"`
+	// Manifests is a folder of pods that the node runs by itself; empty for none.
+	Manifests          string        `yaml:"manifests"`
+	ManifestsRecursive bool          `yaml:"manifestsRecursive"`
+	ManifestsRescan    time.Duration `yaml:"manifestsRescan"`
+	Kubelet            Kubelet       `yaml:"kubelet"`
 }
 
 // The modes of [Network].
@@ -129,6 +134,31 @@ type Log struct {
 	Level                   string `yaml:"level"`  // a slog.Level
 	Format                  string `yaml:"format"` // "text" or "json"
 	MaxContainerLogLineSize int    `yaml:"maxContainerLogLineSize"`
+}
+
+// Kubelet is what the pods of the node itself, which come from manifests and from "berth apply", have in common.
+type Kubelet struct {
+	NodeName         string   `yaml:"nodeName"`
+	NodeIPs          []string `yaml:"nodeIPs"`
+	ClusterDNS       []string `yaml:"clusterDNS"`
+	ClusterDomain    string   `yaml:"clusterDomain"`
+	ResolvConf       string   `yaml:"resolvConf"`
+	PodLogsDir       string   `yaml:"podLogsDir"`
+	SeccompDir       string   `yaml:"seccompDir"`
+	SeccompDefault   bool     `yaml:"seccompDefault"`
+	CgroupRoot       string   `yaml:"cgroupRoot"`
+	CrashLoopBackOff BackOff  `yaml:"crashLoopBackOff"`
+	ImagePullBackOff BackOff  `yaml:"imagePullBackOff"`
+	LimitedSwap      bool     `yaml:"limitedSwap"`
+	PodPidsLimit     int      `yaml:"podPidsLimit"`
+	CredentialConfig string   `yaml:"imageCredentialProviderConfig"`
+	CredentialBinDir string   `yaml:"imageCredentialProviderBinDir"`
+}
+
+// BackOff is a pause that doubles.
+type BackOff struct {
+	Initial time.Duration `yaml:"initial"`
+	Max     time.Duration `yaml:"max"`
 }
 
 // MetricsOff as the address switches metrics off.

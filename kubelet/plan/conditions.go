@@ -66,7 +66,7 @@ func ended(s *v1.ContainerStatus) *v1.ContainerStateTerminated {
 
 // forGood reports whether a container that has ended this way does not start again.
 func (n *next) forGood(c *v1.Container, t *v1.ContainerStateTerminated) bool {
-	return !podutil.ContainerShouldRestart(*c, n.pod.Spec, t.ExitCode) && t.Reason != reasonRestarted
+	return !podutil.ContainerShouldRestart(*c, n.pod.Spec, t.ExitCode) && t.Reason != reasonRestarted && !n.wanted(&Container{Name: c.Name, ID: strings.TrimPrefix(t.ContainerID, idScheme)})
 }
 
 func (t *tally) initContainer(n *next, c *v1.Container, s *v1.ContainerStatus) {

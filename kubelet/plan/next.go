@@ -106,6 +106,11 @@ func (n *next) forget() {
 			delete(n.m.Stops, id)
 		}
 	}
+	for name, r := range n.m.Restarts {
+		if c := n.last(name); c == nil || c.ID != r.ID {
+			delete(n.m.Restarts, name)
+		}
+	}
 	for name := range n.m.Hooks {
 		c := n.last(name)
 		if !n.busyWith(Start, name) && (c == nil || c.State == Exited) {
@@ -160,6 +165,8 @@ func (n *next) live() {
 	}
 	if !n.o.Mounted {
 		n.do(Action{Kind: Mount})
+	} else if n.o.Stale {
+		n.do(Action{Kind: Refresh})
 	}
 	n.pullAhead()
 	if !n.haveSandbox() {
@@ -241,7 +248,7 @@ func (n *next) collect() {
 // end brings the pod to where nothing of it runs, and where that is wanted, to where nothing is left.
 func (n *next) end() {
 	for key, a := range n.o.Busy {
-		if slices.Contains([]Kind{Pull, Mount, PostStart}, a.Kind) {
+		if slices.Contains([]Kind{Pull, Mount, Refresh, PostStart}, a.Kind) {
 			n.out.Cancel = append(n.out.Cancel, key)
 		}
 	}
@@ -250,7 +257,7 @@ func (n *next) end() {
 	if n.m.End.Grace != nil {
 		by = n.m.End.Since.Add(time.Duration(*n.m.End.Grace) * time.Second)
 	}
-	if !n.stopAll(by) || n.busy(Start, MakeSandbox, PostStart, Prepare, Mount, Pull) || !n.stopSandboxes() {
+	if !n.stopAll(by) || n.busy(Start, MakeSandbox, PostStart, Prepare, Mount, Refresh, Pull) || !n.stopSandboxes() {
 		return
 	}
 	if !n.o.TornDown {

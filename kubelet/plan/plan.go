@@ -66,6 +66,8 @@ type Observed struct {
 	// Prepared says that the pod has its folder and its cgroup, Mounted that its volumes are set up, TornDown that neither
 	// is there any more, Erased that nothing else is.
 	Prepared, Mounted, TornDown, Erased bool
+	// Stale says that something has changed that volumes show.
+	Stale bool
 	// Busy is what is being done, by the keys of the actions.
 	Busy map[string]Action
 	// HostIPs of the node, the primary one first.
@@ -104,6 +106,7 @@ type Kind string
 const (
 	Prepare         Kind = "prepare"          // make the pod's folder and cgroup
 	Mount           Kind = "mount"            // set up its volumes
+	Refresh         Kind = "refresh"          // bring their content up to date
 	Pull            Kind = "pull"             // see to it that the image of a container is there
 	MakeSandbox     Kind = "make sandbox"     // Attempt
 	Start           Kind = "start"            // create and start a container
@@ -179,12 +182,42 @@ type Memory struct {
 	// Stops are the containers that are being stopped, by ID.
 	Stops map[string]Stopping `json:"stops,omitempty"`
 	End   *End                `json:"end,omitempty"`
+	// Restarts are the containers that somebody wants to begin anew, by name: the ID of the one that is to end.
+	Restarts map[string]Restart `json:"restarts,omitempty"`
 	// RestartAll says that a container's exit asked for all of them to begin anew.
 	RestartAll bool `json:"restartAll,omitempty"`
 
 	// Images by the containers' names; Retries by the keys of actions.
 	Images  map[string]Image `json:"-"`
 	Retries map[string]Retry `json:"-"`
+}
+
+// A Restart is the wish that a container begins anew, whatever its restart policy.
+type Restart struct {
+	ID    string `json:"id"`
+	Grace *int64 `json:"grace,omitempty"`
+}
+
+// Restart has a container begin anew; nil is the pod's grace.
+func (m *Memory) Restart(container, id string, grace *int64) {
+	m.Restarts = maps.Clone(m.Restarts)
+	set(&m.Restarts, container, Restart{id, grace})
+}
+
+// Finish ends the pod, or has an end that has begun come earlier, or leave nothing.
+func (m *Memory) Finish(e End) {
+	if m.End == nil {
+		m.End = &e
+		return
+	}
+	end := *m.End
+	end.Remove = end.Remove || e.Remove
+	if e.Grace != nil {
+		if grace := *e.Grace + int64(e.Since.Sub(end.Since)/time.Second); end.Grace == nil || grace < *end.Grace {
+			end.Grace = &grace
+		}
+	}
+	m.End = &end
 }
 
 // A Backoff is a pause before the next start.
@@ -256,7 +289,7 @@ type Retry struct {
 
 func (m Memory) clone() Memory {
 	m.Backoff, m.Failures, m.Hooks, m.Stops = maps.Clone(m.Backoff), maps.Clone(m.Failures), maps.Clone(m.Hooks), maps.Clone(m.Stops)
-	m.Images, m.Retries = maps.Clone(m.Images), maps.Clone(m.Retries)
+	m.Restarts, m.Images, m.Retries = maps.Clone(m.Restarts), maps.Clone(m.Images), maps.Clone(m.Retries)
 	if m.End != nil {
 		end := *m.End
 		m.End = &end

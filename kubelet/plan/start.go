@@ -67,6 +67,9 @@ func (n *next) sidecar(c *v1.Container) bool {
 	case s.State == Unknown:
 		n.replaceUnknown(c, s, "Init container")
 		return false
+	case n.wanted(s):
+		n.stopWanted(s)
+		return false
 	case s.Probes.FailedStartup:
 		n.stopFor(c, s, c.StartupProbe, fmt.Sprintf("Init container %s failed startup probe", c.Name))
 		return false
@@ -112,6 +115,9 @@ func (n *next) keep(c *v1.Container, s *Container) {
 	var probe *v1.Probe
 	message := ""
 	switch {
+	case n.wanted(s):
+		n.stopWanted(s)
+		return
 	case n.stale(c, s):
 		message, restart = fmt.Sprintf("Container %s definition changed", c.Name), true
 	case s.Probes.FailedLiveness:
@@ -139,7 +145,20 @@ func (n *next) replaceUnknown(c *v1.Container, s *Container, what string) {
 
 // mayRestart reports whether a container that has ended may be started again.
 func (n *next) mayRestart(c *v1.Container, s *Container) bool {
-	return podutil.ContainerShouldRestart(*c, n.pod.Spec, s.ExitCode)
+	return podutil.ContainerShouldRestart(*c, n.pod.Spec, s.ExitCode) || n.wanted(s)
+}
+
+// wanted reports whether somebody wants this container to begin anew.
+func (n *next) wanted(s *Container) bool { return n.m.Restarts[s.Name].ID == s.ID && s.ID != "" }
+
+// stopWanted stops a container that is to begin anew.
+func (n *next) stopWanted(s *Container) {
+	grace := n.grace()
+	if g := n.m.Restarts[s.Name].Grace; g != nil {
+		grace = time.Duration(*g) * time.Second
+	}
+	n.stopping(s, n.now.Add(grace), fmt.Sprintf("Container %s is restarted as requested", s.Name))
+	n.goOnStopping(n.spec(s.Name), s, true)
 }
 
 // hooked reports whether a container's postStart hook has not succeeded yet: it counts as starting.
@@ -181,7 +200,7 @@ func (n *next) start(c *v1.Container) (wait bool) {
 		return true
 	}
 	last := n.last(c.Name)
-	if last != nil && last.State == Exited && n.inBackoff(c, last) {
+	if last != nil && last.State == Exited && !n.wanted(last) && n.inBackoff(c, last) {
 		return false
 	}
 	if f := n.m.Failures[c.Name]; n.now.Before(f.Until) {
@@ -297,11 +316,9 @@ func (n *next) pullFailed(c *v1.Container, img Image) {
 				img.told = true
 				n.m.Images[c.Name] = img
 				n.event(c.Name, v1.EventTypeNormal, "BackOff", wait)
+				n.event(c.Name, v1.EventTypeWarning, "Failed", "Error: ImagePullBackOff")
 			}
 		}
 	}
-	if n.m.Failures[c.Name] != f {
-		n.event(c.Name, v1.EventTypeWarning, "Failed", "Error: "+f.Reason)
-		set(&n.m.Failures, c.Name, f)
-	}
+	set(&n.m.Failures, c.Name, f)
 }

@@ -149,18 +149,24 @@ func (n *next) containerStatus(c *v1.Container, old *v1.ContainerStatus, init bo
 	return s
 }
 
-// attempts are those at a container, the newest first. One whose postStart hook is still running does not count yet: it is
-// shown as before, until the hook has succeeded.
+// attempts are those at a container, the newest first. One that is just being started, or whose postStart hook is still running,
+// does not count yet: the container is shown as before, until it and the hook have succeeded.
 func (n *next) attempts(name string) []Container {
 	var all []Container
 	for i := range n.o.Containers {
 		c := &n.o.Containers[i]
-		if c.Name != name || c.State == Running && n.hooked(c) && n.m.Hooks[name] != HookFailed {
+		if c.Name != name || n.starting(c) || c.State == Running && n.hooked(c) && n.m.Hooks[name] != HookFailed {
 			continue
 		}
 		all = append(all, *c)
 	}
 	return all
+}
+
+// starting reports whether this attempt is the one that is being started.
+func (n *next) starting(c *Container) bool {
+	a, busy := n.o.Busy[Action{Kind: Start, Container: c.Name}.Key()]
+	return busy && (a.Attempt < 0 || a.Attempt == c.Restarts)
 }
 
 // convert shows one attempt.

@@ -1,0 +1,189 @@
+//go:build integration
+
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/integration/harness"
+	"github.com/berth-node/berth/integration/images"
+)
+
+// A node runs the pods of a folder.
+type node struct {
+	*harness.Node
+	t         *testing.T
+	manifests string
+}
+
+// start starts a node with an empty folder. config is added to its configuration.
+func start(t *testing.T, config ...string) *node {
+	t.Helper()
+	dir := t.TempDir()
+	n := &node{t: t, manifests: filepath.Join(dir, "manifests")}
+	if err := os.Mkdir(n.manifests, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.Node = harness.StartNode(t, harness.Options{
+		HostsDir: hostsDir, Flags: []string{"--manifests", n.manifests},
+		Config: fmt.Sprintf("kubelet:\n  nodeName: self\n  podLogsDir: %s\n%s", filepath.Join(dir, "logs"), strings.Join(config, "")),
+	})
+	return n
+}
+
+// write declares what the text says in a file of its own, as a program does that writes in one go.
+func (n *node) write(file, text string) {
+	n.t.Helper()
+	path := filepath.Join(n.manifests, file)
+	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) remove(file string) {
+	n.t.Helper()
+	if err := os.Remove(filepath.Join(n.manifests, file)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// podText is the manifest of a pod with one container, which runs a script. spec and more are lines of the pod's and of the container's
+// spec.
+func podText(name, script string, more ...string) string {
+	text := fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata:
+  name: %s
+spec:
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: main
+    image: %s
+    command: [sh, -c, %q]
+`, name, images.Tools, script)
+	return text + strings.Join(more, "")
+}
+
+// sleeper runs until it is told to end, and does so at once.
+const sleeper = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
+
+// pods are those that the node shows.
+func (n *node) pods() (all []*v1.Pod) {
+	dirs, err := filepath.Glob(filepath.Join(n.RootDir, "kubelet", "pods", "*"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		var record struct{ Pod *v1.Pod }
+		var state struct{ Status v1.PodStatus }
+		for file, v := range map[string]any{"pod.json": &record, "state.json": &state} {
+			if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+				_ = json.Unmarshal(data, v)
+			}
+		}
+		if record.Pod != nil {
+			record.Pod.Status = state.Status
+			all = append(all, record.Pod)
+		}
+	}
+	return all
+}
+
+// pod is the pod of a name, nil if there is none.
+func (n *node) pod(name string) *v1.Pod {
+	for _, p := range n.pods() {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// await waits until the pod of a name is as ok wants it, and returns it.
+func (n *node) await(name, what string, ok func(*v1.Pod) bool) (p *v1.Pod) {
+	n.t.Helper()
+	harness.Eventually(n.t, 40*time.Second, fmt.Sprintf("%s is %s", name, what), func() error {
+		if p = n.pod(name); p == nil {
+			return fmt.Errorf("there is no such pod")
+		}
+		if !ok(p) {
+			text, _ := json.Marshal(p.Status)
+			return fmt.Errorf("its status is %s", text)
+		}
+		return nil
+	})
+	return p
+}
+
+func condition(p *v1.Pod, typ v1.PodConditionType) v1.ConditionStatus {
+	for _, c := range p.Status.Conditions {
+		if c.Type == typ {
+			return c.Status
+		}
+	}
+	return ""
+}
+
+func isReady(p *v1.Pod) bool { return condition(p, v1.PodReady) == v1.ConditionTrue }
+
+func (n *node) awaitReady(name string) *v1.Pod {
+	n.t.Helper()
+	return n.await(name, "ready", isReady)
+}
+
+func (n *node) awaitPhase(name string, phase v1.PodPhase) *v1.Pod {
+	n.t.Helper()
+	return n.await(name, string(phase), func(p *v1.Pod) bool { return p.Status.Phase == phase })
+}
+
+// awaitGone waits until nothing of a pod is left.
+func (n *node) awaitGone(name string) {
+	n.t.Helper()
+	harness.Eventually(n.t, 40*time.Second, name+" is gone", func() error {
+		if p := n.pod(name); p != nil {
+			text, _ := json.Marshal(p.Status)
+			return fmt.Errorf("it is there: %s", text)
+		}
+		if all := n.containers(name); len(all) > 0 {
+			return fmt.Errorf("%d containers are left", len(all))
+		}
+		return nil
+	})
+}
+
+// containers of a pod as the runtime has them, the newest first.
+func (n *node) containers(pod string) []*cri.Container {
+	n.t.Helper()
+	resp, err := n.Runtime.ListContainers(context.Background(), &cri.ListContainersRequest{
+		Filter: &cri.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.name": pod}},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return resp.Containers
+}
+
+// status of a container in the pod's status.
+func status(p *v1.Pod, name string) *v1.ContainerStatus {
+	for _, all := range [][]v1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
+		for i := range all {
+			if all[i].Name == name {
+				return &all[i]
+			}
+		}
+	}
+	return &v1.ContainerStatus{}
+}

@@ -1,0 +1,107 @@
+package kubelet
+
+import (
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/berth-node/berth/kubelet/manifest"
+)
+
+// edit returns the pod as it is after an edit of its declaration, if that is one of those that change a pod which runs, as an API
+// server would have it: of images, the deadline, tolerations, labels and annotations, and new ephemeral containers. Everything else
+// makes another pod.
+func edit(pod, declared *v1.Pod) (edited *v1.Pod, inPlace bool) {
+	edited = pod.DeepCopy()
+	want := declared.DeepCopy()
+	want.Spec.NodeName = pod.Spec.NodeName
+	edited.Labels, edited.Annotations = want.Labels, want.Annotations
+	copyImages(edited.Spec.Containers, want.Spec.Containers)
+	copyImages(edited.Spec.InitContainers, want.Spec.InitContainers)
+	edited.Spec.ActiveDeadlineSeconds = want.Spec.ActiveDeadlineSeconds
+	edited.Spec.Tolerations = want.Spec.Tolerations
+	if have := edited.Spec.EphemeralContainers; len(want.Spec.EphemeralContainers) > len(have) {
+		edited.Spec.EphemeralContainers = append(have, want.Spec.EphemeralContainers[len(have):]...)
+	}
+	if !equality.Semantic.DeepEqual(edited.Spec, want.Spec) {
+		return nil, false
+	}
+	if !equality.Semantic.DeepEqual(edited.Spec, pod.Spec) {
+		edited.Generation++
+	}
+	return edited, true
+}
+
+func copyImages(have, want []v1.Container) {
+	for i := range have {
+		if i < len(want) && have[i].Name == want[i].Name {
+			have[i].Image = want[i].Image
+		}
+	}
+}
+
+// findContainer finds a container of any kind; nil if there is none.
+func findContainer(s *v1.PodSpec, name string) *v1.Container {
+	for _, all := range [][]v1.Container{s.Containers, s.InitContainers} {
+		for i := range all {
+			if all[i].Name == name {
+				return &all[i]
+			}
+		}
+	}
+	for i := range s.EphemeralContainers {
+		if s.EphemeralContainers[i].Name == name {
+			return (*v1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon)
+		}
+	}
+	return nil
+}
+
+// uses reports whether a pod refers to a ConfigMap, a Secret or a claim.
+func uses(s *v1.PodSpec, key manifest.Key) bool {
+	for i := range s.Volumes {
+		if volumeUses(&s.Volumes[i], key) {
+			return true
+		}
+	}
+	if key.Kind == manifest.Secret && slices.ContainsFunc(s.ImagePullSecrets, func(r v1.LocalObjectReference) bool { return r.Name == key.Name }) {
+		return true
+	}
+	for _, all := range [][]v1.Container{s.InitContainers, s.Containers} {
+		for i := range all {
+			if environmentUses(&all[i], key) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func volumeUses(v *v1.Volume, key manifest.Key) bool {
+	switch {
+	case v.ConfigMap != nil:
+		return key.Kind == manifest.ConfigMap && v.ConfigMap.Name == key.Name
+	case v.Secret != nil:
+		return key.Kind == manifest.Secret && v.Secret.SecretName == key.Name
+	case v.PersistentVolumeClaim != nil:
+		return key.Kind == manifest.Claim && v.PersistentVolumeClaim.ClaimName == key.Name
+	case v.Projected != nil:
+		return slices.ContainsFunc(v.Projected.Sources, func(p v1.VolumeProjection) bool {
+			return p.ConfigMap != nil && key.Kind == manifest.ConfigMap && p.ConfigMap.Name == key.Name ||
+				p.Secret != nil && key.Kind == manifest.Secret && p.Secret.Name == key.Name
+		})
+	}
+	return false
+}
+
+func environmentUses(c *v1.Container, key manifest.Key) bool {
+	return slices.ContainsFunc(c.EnvFrom, func(e v1.EnvFromSource) bool {
+		return e.ConfigMapRef != nil && key.Kind == manifest.ConfigMap && e.ConfigMapRef.Name == key.Name ||
+			e.SecretRef != nil && key.Kind == manifest.Secret && e.SecretRef.Name == key.Name
+	}) || slices.ContainsFunc(c.Env, func(e v1.EnvVar) bool {
+		f := e.ValueFrom
+		return f != nil && (f.ConfigMapKeyRef != nil && key.Kind == manifest.ConfigMap && f.ConfigMapKeyRef.Name == key.Name ||
+			f.SecretKeyRef != nil && key.Kind == manifest.Secret && f.SecretKeyRef.Name == key.Name)
+	})
+}

@@ -1,0 +1,335 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/kubelet/plan"
+	"github.com/berth-node/berth/kubelet/podspec"
+	"github.com/berth-node/berth/kubelet/probe"
+	"github.com/berth-node/berth/kubelet/pull"
+	"github.com/berth-node/berth/kubelet/source"
+)
+
+// An incarnation is one life of a declared pod, with a UID of its own. What its worker has handed to an operation is not
+// changed any more, but replaced: pod, volumes.
+type incarnation struct {
+	pod    *v1.Pod
+	hash   string // of its declaration
+	memory plan.Memory
+	status v1.PodStatus
+	saved  map[string][]byte // what its files hold
+
+	// What follows is found out anew by each daemon.
+	prepared, mounted, tornDown, erased bool
+	changes, refreshed                  int // of objects that it uses; and how many of them its volumes show
+	users                               *cri.UserNamespace
+	volumes                             map[string]podspec.Volume
+	images                              map[string]pull.Image // by container
+	busy                                map[string]*operation
+	messages                            map[string]string // last words, by container ID
+	shown                               *v1.Pod
+}
+
+// A worker looks after all pods of one name, one at a time: an edit that cannot be made in place begins when nothing is left
+// of what was there before.
+type worker struct {
+	k    *Kubelet
+	name types.NamespacedName
+	log  *slog.Logger
+	wake chan struct{} // capacity 1
+
+	mu      sync.Mutex
+	asked   []request
+	results []result
+
+	// The rest is the worker's own.
+	pod  *incarnation
+	next []*incarnation
+}
+
+// A request changes what is remembered of a pod; without a change it says that objects which the pod uses have changed.
+type request struct {
+	uid    types.UID
+	change func(*plan.Memory, time.Time)
+}
+
+func (w *worker) request(uid types.UID, change func(*plan.Memory, time.Time)) {
+	w.mu.Lock()
+	w.asked = append(w.asked, request{uid, change})
+	w.mu.Unlock()
+	w.rouse()
+}
+
+// rouse has the worker look at its pod. It does not wait; what comes while it looks makes it look again, once.
+func (w *worker) rouse() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run returns when ctx ends, or nothing is left to look after.
+func (w *worker) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		again, idle := w.step(ctx)
+		if idle && w.k.leave(w) {
+			return
+		}
+		timer.Stop()
+		if !again.IsZero() {
+			timer.Reset(time.Until(again))
+		}
+		select {
+		case <-w.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// step does all that is to be done now, and returns when to look again. It is idle if nothing is declared and nothing there.
+func (w *worker) step(ctx context.Context) (again time.Time, idle bool) {
+	for ctx.Err() == nil {
+		if w.pod == nil && !w.begin() {
+			return time.Time{}, true
+		}
+		w.takeIn()
+		w.compare()
+		p := w.pod
+		next := plan.Next(p.pod, w.observe(), w.k.cfg.Now())
+		if next.Gone {
+			w.gone()
+			continue
+		}
+		p.memory, p.status = next.Memory, next.Status
+		if err := w.k.store.save(p); err != nil {
+			w.log.Error("the state of a pod could not be kept; it goes on", "err", err)
+		}
+		for _, e := range next.Events {
+			w.k.containerEvent(p.pod, e.Container, e.Type, e.Reason, e.Message)
+		}
+		w.probe()
+		w.publish()
+		for _, key := range next.Cancel {
+			if op := p.busy[key]; op != nil {
+				op.cancel()
+			}
+		}
+		for _, a := range next.Do {
+			w.do(ctx, a)
+		}
+		return next.Again, false
+	}
+	return time.Time{}, false
+}
+
+// begin takes the next pod of the name: one that was there before, or the one that is declared.
+func (w *worker) begin() bool {
+	if len(w.next) > 0 {
+		w.pod, w.next = w.next[0], w.next[1:]
+		return true
+	}
+	e, ok := w.k.cfg.Source.Get(podKey(w.name))
+	if !ok || e.Lost != nil || w.k.isDraining() {
+		return false
+	}
+	w.pod = w.k.incarnate(e, uuid.NewUUID(), w.k.cfg.Now())
+	w.k.mu.Lock()
+	w.k.uids[w.pod.pod.UID] = w
+	w.k.mu.Unlock()
+	if r := w.k.admit(w.pod.pod); r != nil {
+		w.refuse(r)
+	}
+	return true
+}
+
+// incarnate makes a pod of what is declared.
+func (k *Kubelet) incarnate(e source.Entry, uid types.UID, at time.Time) *incarnation {
+	pod := e.Pod.DeepCopy()
+	created := metav1.NewTime(at.Truncate(time.Second))
+	pod.UID, pod.CreationTimestamp, pod.Generation = uid, created, 1
+	pod.Spec.NodeName = k.cfg.NodeName
+	return &incarnation{
+		pod: pod, hash: e.Hash, saved: map[string][]byte{},
+		status: v1.PodStatus{Phase: v1.PodPending, StartTime: &created},
+	}
+}
+
+// refuse ends a pod that may not run. It is asked about again when another one has ended.
+func (w *worker) refuse(r *Refusal) {
+	w.pod.memory.Finish(plan.End{Since: w.k.cfg.Now(), Phase: v1.PodFailed, Reason: r.Reason, Message: "Pod was rejected: " + r.Message})
+	w.k.containerEvent(w.pod.pod, "", v1.EventTypeWarning, r.Reason, r.Message)
+	w.k.mu.Lock()
+	w.k.refused[w] = true
+	w.k.mu.Unlock()
+}
+
+// takeIn takes in what was asked, and how what was being done went.
+func (w *worker) takeIn() {
+	w.mu.Lock()
+	asked, results := w.asked, w.results
+	w.asked, w.results = nil, nil
+	w.mu.Unlock()
+	p := w.pod
+	for _, r := range results {
+		if p.busy[r.op.action.Key()] != r.op {
+			continue // another one has taken its place, or the pod has
+		}
+		delete(p.busy, r.op.action.Key())
+		if r.apply != nil {
+			r.apply(p)
+		}
+		p.memory = p.memory.Done(r.op.action, w.image(r.op.action.Container), r.Result, w.k.cfg.Limits, w.k.cfg.Now())
+	}
+	for _, r := range asked {
+		switch {
+		case r.uid != p.pod.UID:
+		case r.change == nil:
+			p.changes++
+			p.memory = p.memory.Hurry()
+		default:
+			r.change(&p.memory, w.k.cfg.Now())
+		}
+	}
+}
+
+// image is the name of the image of a container.
+func (w *worker) image(container string) string {
+	if c := findContainer(&w.pod.pod.Spec, container); c != nil {
+		return c.Image
+	}
+	return ""
+}
+
+// compare looks whether the pod is still what is declared. What cannot be changed in place ends, and begins anew.
+func (w *worker) compare() {
+	p, now := w.pod, w.k.cfg.Now()
+	if p.memory.End != nil && p.memory.End.Remove {
+		return
+	}
+	e, ok := w.k.cfg.Source.Get(podKey(w.name))
+	switch {
+	case w.k.isDraining():
+		p.memory.Finish(plan.End{Since: now, Grace: w.k.drainGrace(p.pod), Remove: true})
+	case !ok && w.k.sourcesReady():
+		p.memory.Finish(plan.End{Since: now, Remove: true})
+	case !ok, e.Lost != nil:
+	case e.Hash != p.hash:
+		edited, inPlace := edit(p.pod, e.Pod)
+		if !inPlace || p.memory.End != nil {
+			p.memory.Finish(plan.End{Since: now, Remove: true})
+			return
+		}
+		p.pod, p.hash = edited, e.Hash
+		p.changes++
+		p.memory = p.memory.Hurry()
+	case p.memory.End != nil && p.tornDown && w.isRefused() && w.k.admit(p.pod) == nil:
+		p.memory.Finish(plan.End{Since: now, Remove: true})
+	}
+}
+
+func (w *worker) isRefused() bool {
+	w.k.mu.Lock()
+	defer w.k.mu.Unlock()
+	return w.k.refused[w]
+}
+
+func (k *Kubelet) isDraining() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.draining
+}
+
+func (k *Kubelet) sourcesReady() bool {
+	select {
+	case <-k.cfg.Source.Ready():
+		return true
+	default:
+		return false
+	}
+}
+
+// admit asks whether a pod may run beside the others.
+func (k *Kubelet) admit(pod *v1.Pod) *Refusal {
+	if k.cfg.Admit == nil {
+		return nil
+	}
+	var others []*v1.Pod
+	all, _ := k.pods.List()
+	for _, p := range all {
+		if p.UID != pod.UID && p.Status.Phase != v1.PodSucceeded && p.Status.Phase != v1.PodFailed {
+			others = append(others, p)
+		}
+	}
+	return k.cfg.Admit(pod, others)
+}
+
+// gone is the end of a pod of which nothing is left.
+func (w *worker) gone() {
+	p := w.pod
+	w.k.probes.Forget(p.pod)
+	w.k.pods.Delete(p.pod.Namespace, p.pod.Name)
+	w.k.mu.Lock()
+	delete(w.k.uids, p.pod.UID)
+	delete(w.k.refused, w)
+	if w.k.draining && w.k.drainTell != nil {
+		w.k.drainTell(fmt.Sprintf("removed pod %s", w.name))
+	}
+	w.k.mu.Unlock()
+	w.pod = nil
+	w.k.Reconsider()
+}
+
+// publish shows the pod as it is now, if that is news.
+func (w *worker) publish() {
+	p := w.pod
+	pod := *p.pod
+	pod.Status = p.status
+	if e := p.memory.End; e != nil && e.Remove {
+		grace := e.Grace
+		if grace == nil {
+			grace = pod.Spec.TerminationGracePeriodSeconds
+		}
+		at := metav1.NewTime(e.Since.Truncate(time.Second))
+		if grace != nil {
+			at = metav1.NewTime(at.Add(time.Duration(*grace) * time.Second))
+		}
+		pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, grace
+	}
+	if s := p.shown; s != nil && s.Generation == pod.Generation && s.DeletionTimestamp.Equal(pod.DeletionTimestamp) &&
+		maps.Equal(s.Labels, pod.Labels) && maps.Equal(s.Annotations, pod.Annotations) && equality.Semantic.DeepEqual(s.Status, pod.Status) {
+		return
+	}
+	p.shown = &pod
+	w.k.pods.Put(&pod)
+	if e := p.memory.End; e != nil && !e.Remove && p.tornDown {
+		w.k.Reconsider() // it does not count any more
+	}
+}
+
+// probe has the containers probed that run and are shown so.
+func (w *worker) probe() {
+	p := w.pod
+	var targets []probe.Target
+	for c, s := range shownRunning(p.pod, &p.status) {
+		targets = append(targets, probe.Target{
+			Pod: p.pod, Container: c, ID: s.id, StartedAt: s.startedAt, PodIP: p.status.PodIP,
+		})
+	}
+	w.k.probes.Set(p.pod.UID, p.memory.End != nil, targets...)
+}
