@@ -95,7 +95,17 @@ func (c chunk) syntax(err error) lineFault {
 	words, _, _ := strings.Cut(err.Error(), "\n")
 	m := inLine.FindStringSubmatch(words)
 	n, _ := strconv.Atoi(m[1]) // none: the first line
+	// What the parser misses at the end, it says to be missing behind it.
+	n = min(n, breaks(c.text)+1)
 	return lineFault{c.line + max(n, 1), words[len(m[0]):]}
+}
+
+// breaks counts the ends of lines as the parser does.
+func breaks(text []byte) (n int) {
+	for _, end := range []string{"\n", "\r", "\u0085", "\u2028", "\u2029"} {
+		n += bytes.Count(text, []byte(end))
+	}
+	return n - bytes.Count(text, []byte("\r\n"))
 }
 
 // json reads a chunk that is nothing but JSON.

@@ -1,7 +1,6 @@
 package manifest
 
 import (
-	"bytes"
 	"reflect"
 	"testing"
 )
@@ -22,7 +21,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		objects, err := Decode("f", data)
-		lines := bytes.Count(data, []byte("\n")) + 1
+		lines := breaks(data) + 1
 		if err != nil && len(Faults(err)) == 0 {
 			t.Fatalf("%v is no fault", err)
 		}
