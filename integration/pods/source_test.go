@@ -61,7 +61,7 @@ func (n *node) exec(pod string, command ...string) string {
 	if err != nil {
 		n.t.Fatalf("exec %q in %s: %v %s", command, pod, err, stderr.String())
 	}
-	return string(out)
+	return strings.TrimRight(string(out), "\n") // crictl adds some
 }
 
 const greeting = `---
@@ -78,7 +78,7 @@ func TestAFileOfManyDocuments(t *testing.T) {
 	n := start(t)
 	n.write("all.yaml", podText("one", sleeper, greets)+fmt.Sprintf(greeting, "hello")+"---\n"+podText("two", sleeper))
 	one, two := n.awaitReady("one"), n.awaitReady("two")
-	if got := n.exec("one", "sh", "-c", "echo $WORD"); got != "hello\n" {
+	if got := n.exec("one", "sh", "-c", "echo $WORD"); got != "hello" {
 		t.Errorf("its environment has %q", got)
 	}
 	n.write("json.json", `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "three"}, "spec": {"terminationGracePeriodSeconds": 1,
@@ -87,7 +87,7 @@ func TestAFileOfManyDocuments(t *testing.T) {
 
 	// What cannot be read changes nothing, and says where it is wrong; also to the next daemon.
 	n.write("all.yaml", podText("one", sleeper, "    livenesProbe: {}\n"))
-	n.awaitLog("all.yaml:10: spec.containers[0].livenesProbe: unknown field")
+	n.awaitLog("all.yaml:11: spec.containers[0].livenesProbe: unknown field")
 	n.Restart(t)
 	n.awaitReady("three")
 	n.write("later.yaml", podText("four", sleeper)) // when that runs, the rest has been looked at
@@ -149,7 +149,7 @@ func TestTwoFilesWithOneName(t *testing.T) {
 	n.write("z.yaml", text("first"))
 	before := n.awaitReady("p")
 	n.write("a.yaml", text("second"))
-	n.awaitLog("a.yaml:2: Pod default/p is declared by " + filepath.Join(n.manifests, "z.yaml") + " already")
+	n.awaitLog("a.yaml:1: Pod default/p is declared by " + filepath.Join(n.manifests, "z.yaml") + " already")
 	n.Restart(t)
 	n.write("other.yaml", podText("other", sleeper))
 	n.awaitReady("other")
@@ -235,7 +235,7 @@ func TestFoldersBelow(t *testing.T) {
 // Values that are no text, references to what is not there, and variables within variables.
 func TestEnvironmentFromObjects(t *testing.T) {
 	n := start(t)
-	raw := []byte{0xff, 0xfe, 0, 'x', '\n'}
+	raw := []byte{0xff, 0xfe, 'x', 0xc3}
 	n.write("p.yaml", fmt.Sprintf(`apiVersion: v1
 kind: Secret
 metadata: {name: bytes}
@@ -255,11 +255,13 @@ stringData: {LATE: secret, 1bad: x}
     volumeMounts: [{name: s, mountPath: /s}]
 `)+"  volumes: [{name: s, secret: {secretName: bytes, items: [{key: raw, path: raw}]}}]\n")
 	n.awaitReady("p")
-	if got := n.exec("p", "sh", "-c", `echo "$B $D [${E-unset}]"`); got != "a-$(MISSING)-$(A)-$(C) secret [unset]\n" {
+	if got := n.exec("p", "sh", "-c", `echo "$B $D [${E-unset}]"`); got != "a-$(MISSING)-$(A)-$(C) secret [unset]" {
 		t.Errorf("the environment has %q", got)
 	}
-	if got := n.exec("p", "base64", "/s/raw"); strings.TrimSpace(got) != base64.StdEncoding.EncodeToString(raw) {
-		t.Errorf("the file has %q", got)
+	for what, script := range map[string]string{"file": "base64 /s/raw", "variable": `printf %s "$IN_raw" | base64`} {
+		if got := n.exec("p", "sh", "-c", script); got != base64.StdEncoding.EncodeToString(raw) {
+			t.Errorf("the %s has %q", what, got)
+		}
 	}
 	if st, err := os.Stat(filepath.Join(n.RootDir, "kubelet", "objects")); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("what is declared rests as %v, %v", st.Mode(), err)
