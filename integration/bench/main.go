@@ -9,6 +9,8 @@
 // the same CNI configuration on all sides BENCH_CNI_CONF_DIR and BENCH_CNI_BIN_DIR name the peers' folders. What a peer
 // uses can be told only if it runs in a cgroup of its own (of the cpuacct hierarchy on cgroup v1).
 //
+// The cases manifest and lone start a node by itself, and compare it with podman kube play if BENCH_PODMAN is its command.
+//
 // A ratio is berth's median by the other's. The program fails if a measurement does, never because of what it shows.
 package main
 
@@ -42,6 +44,7 @@ const (
 type bench struct {
 	registry *registry.Registry
 	address  string
+	hosts    string // the certs.d folder
 	targets  []*target
 	report   report
 	floor    *floor // nil for none
@@ -69,6 +72,8 @@ var cases = []struct {
 	{"memory", true, (*bench).caseMemory},
 	{"pull", true, (*bench).casePull},
 	{"density", false, (*bench).caseDensity},
+	{"manifest", false, (*bench).caseManifest},
+	{"lone", false, (*bench).caseLone},
 }
 
 func main() {
@@ -85,7 +90,7 @@ func run(ctx context.Context) (err error) {
 	for _, c := range cases {
 		names = append(names, c.name)
 	}
-	chosen := flag.String("cases", "", "which of "+strings.Join(names, ",")+"; empty for all but density")
+	chosen := flag.String("cases", "", "which of "+strings.Join(names, ",")+"; empty for those of the CRI but density")
 	n := flag.Int("n", 10, "measurements of each runtime in a case")
 	density := flag.Int("pods", 500, "pods in the density case")
 	idle := flag.Duration("idle", 30*time.Second, "how long the density case watches an idle node")
@@ -169,6 +174,7 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 	}
 	undo = append(undo, func() error { server.Close(); return nil })
 	hosts := filepath.Join(dir, "certs.d")
+	b.hosts = hosts
 	if err := server.WriteHosts(hosts, b.address); err != nil {
 		return stop, err
 	}

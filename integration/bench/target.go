@@ -42,6 +42,11 @@ func (t *target) isBerth() bool { return strings.HasPrefix(t.name, "berth") }
 
 // launchBerth starts a node in a cgroup of its own.
 func launchBerth(name string, cni *harness.CNI, hostsDir string) (*target, error) {
+	return launch(name, harness.Options{HostsDir: hostsDir, CNI: cni}, func(*harness.Node) {})
+}
+
+// launch is launchBerth with the node shown to its caller.
+func launch(name string, options harness.Options, show func(*harness.Node)) (*target, error) {
 	home, err := ownCgroup()
 	if err != nil {
 		return nil, err
@@ -50,13 +55,14 @@ func launchBerth(name string, cni *harness.CNI, hostsDir string) (*target, error
 	if err := enterCgroup(own); err != nil {
 		return nil, err
 	}
-	node, err := harness.Launch(harness.Options{HostsDir: hostsDir, CNI: cni})
+	node, err := harness.Launch(options)
 	if back := enterCgroup(home); err == nil {
 		err = back
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
+	show(node)
 	t := &target{
 		name: name, Runtime: node.Runtime, Images: node.Images, own: own, pods: podsCgroup(name), pid: node.Pid(),
 		close: func() error { return errors.Join(node.Close(), removeCgroup(own)) },
