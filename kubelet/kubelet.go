@@ -166,6 +166,9 @@ func (k *Kubelet) DeletePod(_ context.Context, namespace, name string, o DeleteO
 func (k *Kubelet) Evict(uid types.UID, reason, message, disruption string, grace *int64) error {
 	k.mu.Lock()
 	w := k.uids[uid]
+	if w != nil {
+		k.refused[w] = true
+	}
 	k.mu.Unlock()
 	if w == nil {
 		return fmt.Errorf("pod with UID %s: %w", uid, errdefs.ErrNotFound)

@@ -216,6 +216,9 @@ func (k *Kubelet) own(p *incarnation) {
 		w = k.newWorker(podName(p.pod))
 	}
 	k.uids[p.pod.UID] = w
+	if p.memory.End.ComesBack() {
+		k.refused[w] = true
+	}
 	k.seed(p)
 	if w.pod == nil {
 		w.pod = p

@@ -172,7 +172,7 @@ func (k *Kubelet) incarnate(e source.Entry, uid types.UID, at time.Time) *incarn
 
 // refuse ends a pod that may not run. It is asked about again when another one has ended.
 func (w *worker) refuse(r *Refusal) {
-	w.pod.memory.Finish(plan.End{Since: w.k.cfg.Now(), Phase: v1.PodFailed, Reason: r.Reason, Message: "Pod was rejected: " + r.Message})
+	w.pod.memory.Finish(plan.End{Since: w.k.cfg.Now(), Phase: v1.PodFailed, Reason: r.Reason, Message: plan.Rejected + r.Message})
 	w.k.containerEvent(w.pod.pod, "", v1.EventTypeWarning, r.Reason, r.Message)
 	w.k.mu.Lock()
 	w.k.refused[w] = true

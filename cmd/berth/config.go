@@ -24,10 +24,14 @@ func configCommand() *cobra.Command {
 			Short: "Say what is wrong in a configuration file, by line and key",
 			Args:  operands(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				if _, err := config.Load(args[0]); err != nil {
+				c, err := config.Load(args[0])
+				if err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), args[0]+": ok")
+				if _, err := evictionRules(&c.Kubelet); err != nil {
+					return fmt.Errorf("%s: %w", args[0], err)
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), args[0]+": ok")
 				return err
 			},
 		},

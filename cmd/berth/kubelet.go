@@ -33,6 +33,8 @@ type self struct {
 	kubelet  *kubelet.Kubelet
 	spec     *podspec.Node
 	tree     resource.Tree
+	volumes  *volume.Manager
+	guardian *guardian
 
 	end  context.CancelFunc
 	done chan error // has one value when all has ended
@@ -65,18 +67,24 @@ func (n *node) openSelf() (*self, error) {
 	for _, sb := range n.runtime.Sandboxes(runtime.SandboxFilter{}) {
 		users.Adopt(uidOf(sb), sb.Config)
 	}
+	s.volumes = volume.New(volume.Config{
+		PodsDir: filepath.Join(dir, "pods"), MemoryDir: filepath.Join(dir, "memory"), ClaimsDir: filepath.Join(dir, "claims"),
+		Node: s.spec, HostPaths: n.hostPaths(), Log: n.log,
+	})
 	s.kubelet, err = kubelet.New(kubelet.Config{
-		Dir: dir, NodeName: c.NodeName, Runtime: n.runtime, Source: s.declared, Spec: s.spec, Images: images,
-		Volumes: volume.New(volume.Config{
-			PodsDir: filepath.Join(dir, "pods"), MemoryDir: filepath.Join(dir, "memory"), ClaimsDir: filepath.Join(dir, "claims"),
-			Node: s.spec, HostPaths: n.hostPaths(), Log: n.log,
-		}), Cgroups: podCgroups{host, s.spec.CgroupParent}, Users: users, Events: s.events,
+		Dir: dir, NodeName: c.NodeName, Runtime: n.runtime, Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
+		Admit:   func(pod *v1.Pod, _ []*v1.Pod) *kubelet.Refusal { return s.guardian.admit(pod) },
+		Cgroups: podCgroups{host, s.spec.CgroupParent}, Users: users, Events: s.events,
 		Limits: plan.Limits{
 			Backoff: c.CrashLoopBackOff.Initial, MaxBackoff: c.CrashLoopBackOff.Max,
 			PullBackoff: c.ImagePullBackOff.Initial, MaxPullBackoff: c.ImagePullBackOff.Max, Retry: plan.DefaultLimits.Retry,
 		},
 		Log: n.log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	s.guardian, err = n.newGuardian(s, dir)
 	return s, err
 }
 
@@ -87,7 +95,16 @@ func (s *self) run() {
 	s.done = make(chan error, 1)
 	sources := make(chan error, 1)
 	go func() { sources <- s.declared.Run(ctx) }()
-	go func() { s.done <- errors.Join(s.kubelet.Run(ctx), <-sources) }()
+	guarded := make(chan struct{})
+	go func() {
+		s.guardian.run(ctx, s.kubelet)
+		close(guarded)
+	}()
+	go func() {
+		err := errors.Join(s.kubelet.Run(ctx), <-sources)
+		<-guarded
+		s.done <- err
+	}()
 }
 
 // stopSelf ends the looking after pods; they run on.

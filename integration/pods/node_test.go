@@ -29,13 +29,19 @@ type node struct {
 // start starts a node with an empty folder. config is added to its configuration.
 func start(t *testing.T, config ...string) *node {
 	t.Helper()
+	return startOn(t, nil, config...)
+}
+
+// startOn is start with file systems of its own.
+func startOn(t *testing.T, tmpfs []harness.Tmpfs, config ...string) *node {
+	t.Helper()
 	dir := t.TempDir()
 	n := &node{t: t, manifests: filepath.Join(dir, "manifests")}
 	if err := os.Mkdir(n.manifests, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	n.Node = harness.StartNode(t, harness.Options{
-		HostsDir: hostsDir, Flags: []string{"--manifests", n.manifests},
+		Tmpfs: tmpfs, HostsDir: hostsDir, Flags: []string{"--manifests", n.manifests},
 		Config: fmt.Sprintf("kubelet:\n  nodeName: self\n  podLogsDir: %s\n%s", filepath.Join(dir, "logs"), strings.Join(config, "")),
 	})
 	return n

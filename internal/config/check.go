@@ -102,6 +102,19 @@ func (c *Config) checkKubelet(fault func(key, words string)) {
 	if c.ManifestsRescan < 0 {
 		fault("manifestsRescan", c.ManifestsRescan.String()+" is less than nothing")
 	}
+	if k.ImageGCHigh < 0 || k.ImageGCHigh > 100 || k.ImageGCLow < 0 || k.ImageGCLow > k.ImageGCHigh {
+		fault("kubelet.imageGCHighThresholdPercent", fmt.Sprintf("from %d down to imageGCLowThresholdPercent, %d, is not between 100 and 0", k.ImageGCHigh, k.ImageGCLow))
+	}
+	for key, d := range map[string]time.Duration{
+		"evictionPressureTransitionPeriod": k.EvictionTransition, "imageMinimumGCAge": k.ImageMinAge, "imageMaximumGCAge": k.ImageMaxAge,
+	} {
+		if d < 0 {
+			fault("kubelet."+key, d.String()+" is less than nothing")
+		}
+	}
+	if k.EvictionMaxGrace < 0 {
+		fault("kubelet.evictionMaxPodGracePeriod", fmt.Sprintf("%d is less than nothing", k.EvictionMaxGrace))
+	}
 	if k.PodPidsLimit < 0 {
 		fault("kubelet.podPidsLimit", fmt.Sprintf("%d is less than nothing", k.PodPidsLimit))
 	}

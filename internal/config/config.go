@@ -153,6 +153,17 @@ type Kubelet struct {
 	PodPidsLimit     int      `yaml:"podPidsLimit"`
 	CredentialConfig string   `yaml:"imageCredentialProviderConfig"`
 	CredentialBinDir string   `yaml:"imageCredentialProviderBinDir"`
+
+	EvictionHard            map[string]string `yaml:"evictionHard"`
+	EvictionSoft            map[string]string `yaml:"evictionSoft"`
+	EvictionSoftGracePeriod map[string]string `yaml:"evictionSoftGracePeriod"`
+	EvictionMinimumReclaim  map[string]string `yaml:"evictionMinimumReclaim"`
+	EvictionMaxGrace        int               `yaml:"evictionMaxPodGracePeriod"`
+	EvictionTransition      time.Duration     `yaml:"evictionPressureTransitionPeriod"`
+	ImageGCHigh             int               `yaml:"imageGCHighThresholdPercent"`
+	ImageGCLow              int               `yaml:"imageGCLowThresholdPercent"`
+	ImageMinAge             time.Duration     `yaml:"imageMinimumGCAge"`
+	ImageMaxAge             time.Duration     `yaml:"imageMaximumGCAge"`
 }
 
 // BackOff is a pause that doubles.

@@ -26,7 +26,7 @@ type Image struct {
 
 // ImageConfig is what Images needs. All fields but MaxAge are required.
 type ImageConfig struct {
-	// Above High percent of the disk images are removed, until it is down to Low.
+	// Above High percent of the disk images are removed, until it is down to Low. High 100 is never.
 	High, Low int
 	// MinAge is how long an image that nobody uses is kept at least; MaxAge how long at most, 0 for ever.
 	MinAge, MaxAge time.Duration
@@ -60,6 +60,9 @@ func (g *Images) Step(ctx context.Context) error {
 			}
 		}
 		idle = g.idle()
+	}
+	if g.cfg.High >= 100 {
+		return nil
 	}
 	disk, err := g.cfg.Disk()
 	if err == nil && disk.Capacity <= 0 {

@@ -91,6 +91,10 @@ func TestImagesNotEnough(t *testing.T) {
 	s.add("b", 30, 2*time.Hour)
 	s.broken = "b"
 	s.disk.Available = 0
+	if err := s.collector(func(c *ImageConfig) { c.High = 100 }).Step(context.Background()); err != nil {
+		t.Error(err)
+	}
+	s.want(t)
 	err := s.collector(nil).Step(context.Background())
 	if err == nil || len(s.events) != 1 || !strings.Contains(s.events[0], "FreeDiskSpaceFailed Failed to garbage collect required amount of images. Attempted to free 200 bytes, but only found 30 bytes eligible to free.") {
 		t.Errorf("%v, events %q", err, s.events)

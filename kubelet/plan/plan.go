@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -266,6 +267,17 @@ type End struct {
 	Message string      `json:"message,omitempty"`
 	// Disruption, if not empty, is the reason of the condition DisruptionTarget; its message is Message.
 	Disruption string `json:"disruption,omitempty"`
+}
+
+// Evicted is the reason of an end by which the node helped itself; Rejected begins the message of one before the beginning.
+const (
+	Evicted  = "Evicted"
+	Rejected = "Pod was rejected: "
+)
+
+// ComesBack reports whether the pod ended only because of the state of the node, and is to run again when that allows it.
+func (e *End) ComesBack() bool {
+	return e != nil && e.Phase == v1.PodFailed && (e.Reason == Evicted || strings.HasPrefix(e.Message, Rejected))
 }
 
 // An Image is how it stands with a container's image.

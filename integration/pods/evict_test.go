@@ -1,0 +1,63 @@
+//go:build integration
+
+package pods
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-node/berth/integration/harness"
+)
+
+func failed(reason, message string) func(*v1.Pod) bool {
+	return func(p *v1.Pod) bool {
+		return p.Status.Phase == v1.PodFailed && p.Status.Reason == reason && strings.Contains(p.Status.Message, message)
+	}
+}
+
+func running(p *v1.Pod) bool {
+	return p.Status.Phase == v1.PodRunning && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].Ready
+}
+
+// A disk that fills costs the pod that fills it, and no other; when there is room again it comes back.
+func TestDiskPressure(t *testing.T) {
+	n := startOn(t, []harness.Tmpfs{{Path: "root", Options: "size=200m"}},
+		"  evictionHard: {nodefs.available: 25%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%, memory.available: 0%}\n  evictionPressureTransitionPeriod: 1s\n")
+	n.write("modest.yaml", podText("modest", sleeper))
+	n.await("modest", "running", running)
+	const fills = "[ -e /shared/full ] || { touch /shared/full; dd if=/dev/zero of=/data/file bs=1M count=160; }; " + sleeper
+	shared := t.TempDir()
+	volumes := fmt.Sprintf("    volumeMounts: [{name: data, mountPath: /data}, {name: shared, mountPath: /shared}]\n  volumes: [{name: data, emptyDir: {}}, {name: shared, hostPath: {path: %s}}]\n", shared)
+	n.write("filler.yaml", podText("filler", fills, volumes))
+	first := n.await("filler", "evicted", failed("Evicted", "The node was low on resource: ephemeral-storage. Threshold quantity: "))
+	if !hasCondition(first, v1.DisruptionTarget) {
+		t.Errorf("conditions %v, want DisruptionTarget", first.Status.Conditions)
+	}
+	again := n.await("filler", "running again", running)
+	if again.UID == first.UID {
+		t.Error("an evicted pod goes on with its UID")
+	}
+	if p := n.pod("modest"); !running(p) || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Errorf("the other pod: %v", p.Status)
+	}
+}
+
+func hasCondition(p *v1.Pod, kind v1.PodConditionType) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == kind && c.Status == v1.ConditionTrue {
+			return true
+		}
+	}
+	return false
+}
+
+// A volume that grows above its limit ends its pod.
+func TestEmptyDirLimit(t *testing.T) {
+	n := start(t)
+	n.write("filler.yaml", podText("filler", "dd if=/dev/zero of=/data/file bs=1M count=3; "+sleeper,
+		"    volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {sizeLimit: 2Mi}}]\n"))
+	n.await("filler", "evicted", failed("Evicted", `Usage of EmptyDir volume "data" exceeds the limit "2Mi". `))
+}
