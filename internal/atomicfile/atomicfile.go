@@ -8,30 +8,75 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
 // Write replaces path by data. It does not sync: what it wrote survives the death of every process, and after the death
 // of the kernel the file is the old one, the new one or, on some file systems, damaged; readers check.
+//
+// Records are written some twenty times in the life of a pod. An os.File would be a dozen system calls more each time: it is
+// offered to the poller, which takes no regular files.
 func Write(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("replace %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Close())
+	temp, fd, err := createTemp(path)
 	if err == nil {
-		// Not os.Rename, which looks at what is there first.
-		err = os.NewSyscallError("rename", unix.Rename(f.Name(), path))
+		err = fill(fd, data, mode)
+		if err == nil {
+			// Not os.Rename, which looks at what is there first.
+			err = os.NewSyscallError("rename", unix.Rename(temp, path))
+		}
+		if err != nil {
+			_ = os.Remove(temp)
+		}
 	}
 	if err != nil {
-		_ = os.Remove(f.Name())
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
 	return nil
+}
+
+// createTemp makes an empty file beside path.
+func createTemp(path string) (temp string, fd int, err error) {
+	prefix := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".")
+	for {
+		temp = prefix + strconv.FormatUint(rand.Uint64(), 36)
+		err = again(func() (err error) {
+			fd, err = unix.Open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+			return err
+		})
+		if !errors.Is(err, unix.EEXIST) {
+			return temp, fd, os.NewSyscallError("open", err)
+		}
+	}
+}
+
+// fill writes data to a new file and closes it.
+func fill(fd int, data []byte, mode fs.FileMode) (err error) {
+	for len(data) > 0 && err == nil {
+		err = again(func() error {
+			n, err := unix.Write(fd, data)
+			data = data[max(n, 0):]
+			return err
+		})
+	}
+	err = os.NewSyscallError("write", err)
+	if err == nil && mode != 0o600 {
+		err = os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(mode.Perm())))
+	}
+	return errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
+}
+
+// again repeats a system call that a signal has interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // WriteJSON replaces path by the JSON of v.
