@@ -157,9 +157,10 @@ func (r *Runtime) makeNamespaces(ctx context.Context, sb *sandbox) error {
 	}
 	failpoint.Here(failpoint.SandboxNamespaces)
 	inode := sandboxns.Inode(paths.Net)
-	return sb.update(func(f *sandboxFacts) {
+	sb.learn(func(f *sandboxFacts) {
 		f.UserNS, f.IPCNS, f.UTSNS, f.NetInode = paths.User, paths.IPC, paths.UTS, inode
 	})
+	return nil
 }
 
 // sysctls are the pod's and, where it says nothing, those that the node gives all pods.
@@ -193,7 +194,8 @@ func (r *Runtime) attachNetwork(ctx context.Context, sb *sandbox) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	failpoint.Here(failpoint.SandboxAttached)
-	return sb.update(func(f *sandboxFacts) { f.IPs, f.CNI = result.IPs, result.Raw })
+	sb.learn(func(f *sandboxFacts) { f.IPs, f.CNI = result.IPs, result.Raw })
+	return nil
 }
 
 // networkRequest is the same for attaching and detaching: it follows from the record.

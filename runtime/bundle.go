@@ -56,15 +56,14 @@ func (r *Runtime) launch(ctx context.Context, sb *sandbox, c *container, s *spec
 	var failed *keeper.LaunchError
 	if errors.As(err, &failed) && failed.Failure == keeper.FailureCommand {
 		// The container is all right, its command is not: that is for the start to say, as the kubelet expects it.
-		return c.update(func(f *containerFacts) { f.CommandError = failed.Message })
+		c.learn(func(f *containerFacts) { f.CommandError = failed.Message })
+		return nil
 	}
 	if err != nil {
 		return err
 	}
 	failpoint.Here(failpoint.ContainerLaunched)
-	if err := c.update(func(f *containerFacts) { f.Process = procfs.Process(p) }); err != nil {
-		return err
-	}
+	c.learn(func(f *containerFacts) { f.Process = procfs.Process(p) })
 	r.watchOOM(c)
 	return r.limitLate(ctx, c, late)
 }
@@ -128,10 +127,11 @@ func (r *Runtime) noteSpec(c *container, s *specs.Spec) error {
 	c.mu.Lock()
 	c.specMemo = s
 	c.mu.Unlock()
-	return c.update(func(f *containerFacts) {
+	c.learn(func(f *containerFacts) {
 		f.Resources, f.Limits, f.User, f.Mounts = resources, limitsOf(s), user, mounts
 		f.Hooks = s.Hooks != nil && len(s.Hooks.Poststop) > 0
 	})
+	return nil
 }
 
 // spec returns the container's spec, from the bundle after a restart of the daemon.

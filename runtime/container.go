@@ -73,6 +73,14 @@ func (c *container) update(change func(*containerFacts)) error { return c.change
 // note is update for what is true whether or not there is room to write it. After an error a next daemon does not know it.
 func (c *container) note(change func(*containerFacts)) error { return c.change(change, false) }
 
+// learn changes the facts of a container that is being made. They are on disk with the next update: of one that is not complete
+// a next daemon wants its record alone, by which it takes everything away.
+func (c *container) learn(change func(*containerFacts)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.facts)
+}
+
 func (c *container) change(change func(*containerFacts), must bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -198,6 +198,14 @@ func (sb *sandbox) update(change func(*sandboxFacts)) error { return sb.change(c
 // note is update for what is true whether or not there is room to write it. After an error a next daemon does not know it.
 func (sb *sandbox) note(change func(*sandboxFacts)) error { return sb.change(change, false) }
 
+// learn changes the facts of a sandbox that is being made. They are on disk with the next update: of one that is not complete
+// a next daemon wants its record alone, by which it takes everything away.
+func (sb *sandbox) learn(change func(*sandboxFacts)) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	change(&sb.facts)
+}
+
 func (sb *sandbox) change(change func(*sandboxFacts), must bool) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
