@@ -41,10 +41,14 @@ type leases struct {
 	bySandbox map[string]lease
 	used      []map[int]string // by subnet: host → sandbox
 	next      []int            // by subnet: where the search begins
+	ahead     []int            // by subnet: how many addresses lie from there to the one after that in lastFile
 }
 
-// lastFile remembers the address last given, for the search after a restart.
+// lastFile remembers the address last given, or one that comes after it, for the search after a restart.
 const lastFile = "last"
+
+// maxAhead bounds how far lastFile runs ahead, so that it need not be replaced with each lease. A restart passes over as many.
+const maxAhead = 16
 
 // openLeases reads the leases in dir, which is made when missing. A file that is no lease of these subnets is removed: it
 // is one of earlier ranges. A lease that cannot be read is set aside; the address of a sandbox that lives is adopted by
@@ -54,7 +58,7 @@ func openLeases(dir string, subnets []subnet, log *slog.Logger) (*leases, error)
 		return nil, err
 	}
 	l := &leases{dir: dir, subnets: subnets, log: log, bySandbox: make(map[string]lease)}
-	l.next = make([]int, len(subnets))
+	l.next, l.ahead = make([]int, len(subnets)), make([]int, len(subnets))
 	l.used = make([]map[int]string, len(subnets))
 	for i := range l.used {
 		l.used[i] = make(map[int]string)
@@ -137,7 +141,9 @@ func (l *leases) acquire(sandboxID string, shaped bool) (lease, error) {
 		if err := l.write(got); err != nil {
 			return lease{}, err
 		}
-		l.next[i] = got.host - 1
+		if err := l.remember(got); err != nil {
+			return lease{}, errors.Join(err, l.erase(got))
+		}
 		l.hold(got)
 		return got, nil
 	}
@@ -175,9 +181,35 @@ func (l *leases) adopt(sandboxID string, ip netip.Addr) error {
 	return nil
 }
 
-// write puts a lease on disk, and its address on record as the last one given.
+// remember has the next search begin after the address that is given, also after a restart.
+func (l *leases) remember(ls lease) error {
+	hosts := l.subnets[ls.subnet].hosts()
+	next := (ls.host - 1) % hosts
+	passed := (next - l.next[ls.subnet]%hosts + hosts) % hosts
+	if passed == 0 {
+		passed = hosts
+	}
+	ahead := l.ahead[ls.subnet] - passed
+	if ahead < 0 {
+		ahead = min(maxAhead, hosts/maxAhead)
+		last := ls
+		last.host = 2 + (ls.host-2+ahead)%hosts
+		if err := atomicfile.Write(filepath.Join(l.dir, lastFile), []byte(l.name(last)), 0o600); err != nil {
+			return err
+		}
+	}
+	l.next[ls.subnet], l.ahead[ls.subnet] = next, ahead
+	return nil
+}
+
+// name is that of a lease's file.
+func (l *leases) name(ls lease) string { return l.addrs(ls)[0].String() }
+
+// erase takes a lease off the disk.
+func (l *leases) erase(ls lease) error { return removeRecord(filepath.Join(l.dir, l.name(ls))) }
+
+// write puts a lease on disk.
 func (l *leases) write(ls lease) error {
-	name := l.addrs(ls)[0].String()
 	data, err := json.Marshal(ls)
 	if err != nil {
 		return err
@@ -185,10 +217,7 @@ func (l *leases) write(ls lease) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil { // close takes it away
 		return err
 	}
-	if err := atomicfile.Write(filepath.Join(l.dir, name), data, 0o600); err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(l.dir, lastFile), []byte(name), 0o600)
+	return atomicfile.Write(filepath.Join(l.dir, l.name(ls)), data, 0o600)
 }
 
 // hold enters a lease into the table.
@@ -205,7 +234,7 @@ func (l *leases) release(sandboxID string) error {
 	if !ok {
 		return nil
 	}
-	if err := removeRecord(filepath.Join(l.dir, l.addrs(ls)[0].String())); err != nil {
+	if err := l.erase(ls); err != nil {
 		return err
 	}
 	delete(l.bySandbox, sandboxID)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/berth-node/berth/internal/errdefs"
@@ -59,6 +60,25 @@ func TestLeasesNextFit(t *testing.T) {
 	}
 	if _, err := l.acquire("f", false); !errors.Is(err, errdefs.ErrResourceExhausted) {
 		t.Errorf("no address left: %v, want ErrResourceExhausted", err)
+	}
+}
+
+// An address that was given back is not among the next ones, whenever the node is restarted.
+func TestLeasesRestAcrossRestarts(t *testing.T) {
+	dir := t.TempDir()
+	var given []string
+	for i := range 50 {
+		l := testLeases(t, dir, "10.0.0.0/20")
+		for j := range 1 + i%7 {
+			got := lease4(t, l, "a")
+			if slices.Contains(given[max(0, len(given)-30):], got) {
+				t.Fatalf("restart %d, lease %d: %s again after %v", i, j, got, given)
+			}
+			given = append(given, got)
+			if err := l.release("a"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
