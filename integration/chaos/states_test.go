@@ -272,7 +272,7 @@ func stateRunning(t *testing.T, r *rig) {
 	if s := v.app.Status(t); s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt == 0 {
 		t.Errorf("it is %v", s)
 	}
-	v.awaitUp(t)
+	v.wantRanOnce(t)
 	v.end(t)
 }
 
