@@ -99,7 +99,7 @@ test-unit: deps cni-plugins ## Run the unit tests; as a user without root those 
 
 .PHONY: test-integration
 test-integration: build tools images ## Run the black-box tests on this kernel (as root)
-	$(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration
+	$(GO) test -tags integration -count=1 -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') -p 1 ./integration ./integration/pods
 
 .PHONY: test-chaos
 test-chaos: build failpoints tools images ## Kill daemon and keeper at every step, and at random moments (as root); SEED=n repeats a run
@@ -123,7 +123,7 @@ test-race: tools images out/race ## Run the unit tests, and the black-box tests 
 	$(GO) test -race -tags seccomp -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./cgroups/... ./cmd/... ./cri/... ./internal/... ./network/... ./runtime/...
 	rm -rf out/race/logs && mkdir -p out/race/logs
 	BERTH_TEST_ROOT='$(CURDIR)/out/race' BERTH_TEST_SLOWNESS=4 GORACE='log_path=$(CURDIR)/out/race/logs/race' \
-		$(GO) test -race -tags integration -count=1 -timeout 40m $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') ./integration
+		$(GO) test -race -tags integration -count=1 -timeout 40m $(TESTFLAGS) $(if $(RUN),-v -run '$(RUN)') -p 1 ./integration ./integration/pods
 	@if compgen -G 'out/race/logs/race*' >/dev/null; then cat out/race/logs/race*; exit 1; fi
 
 # The launcher is as always: it is one goroutine that calls libcontainer, and static.

@@ -35,6 +35,9 @@ func start(t *testing.T, config ...string) *node {
 // startOn is start with file systems of its own.
 func startOn(t *testing.T, tmpfs []harness.Tmpfs, config ...string) *node {
 	t.Helper()
+	if text := strings.Join(config, ""); !strings.Contains(text, "evictionHard") {
+		config = append(config, "  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n") // the machine's disk may be fuller than is good for a node
+	}
 	dir := t.TempDir()
 	n := &node{t: t, manifests: filepath.Join(dir, "manifests")}
 	if err := os.Mkdir(n.manifests, 0o755); err != nil {
