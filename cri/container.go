@@ -30,6 +30,9 @@ func (s *Server) CreateContainer(ctx context.Context, r *cri.CreateContainerRequ
 	} else if err := checkSandboxConfig("sandbox_config", pod); err != nil {
 		return nil, err
 	}
+	if err := s.sandboxIsTheirs(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
 	id, err := s.cfg.Runtime.CreateContainer(ctx, r.GetPodSandboxId(), r.GetConfig(), pod)
 	if err != nil {
 		return nil, err
@@ -40,6 +43,9 @@ func (s *Server) CreateContainer(ctx context.Context, r *cri.CreateContainerRequ
 // StartContainer starts a created container.
 func (s *Server) StartContainer(ctx context.Context, r *cri.StartContainerRequest) (*cri.StartContainerResponse, error) {
 	if err := checkName("container_id", r.GetContainerId()); err != nil {
+		return nil, err
+	}
+	if err := s.containerIsTheirs(ctx, r.GetContainerId()); err != nil {
 		return nil, err
 	}
 	err := s.cfg.Runtime.StartContainer(ctx, r.GetContainerId())
@@ -59,6 +65,9 @@ func (s *Server) StopContainer(ctx context.Context, r *cri.StopContainerRequest)
 	if err != nil {
 		return nil, err
 	}
+	if err := s.containerIsTheirs(ctx, r.GetContainerId()); err != nil {
+		return nil, err
+	}
 	if err := s.cfg.Runtime.StopContainer(ctx, r.GetContainerId(), seconds(r.GetTimeout())); err != nil {
 		return nil, err
 	}
@@ -68,6 +77,9 @@ func (s *Server) StopContainer(ctx context.Context, r *cri.StopContainerRequest)
 // RemoveContainer removes a container, by force if it runs.
 func (s *Server) RemoveContainer(ctx context.Context, r *cri.RemoveContainerRequest) (*cri.RemoveContainerResponse, error) {
 	if err := checkName("container_id", r.GetContainerId()); err != nil {
+		return nil, err
+	}
+	if err := s.containerIsTheirs(ctx, r.GetContainerId()); err != nil {
 		return nil, err
 	}
 	if err := s.cfg.Runtime.RemoveContainer(ctx, r.GetContainerId()); err != nil {
@@ -134,6 +146,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *cri.UpdateCont
 		return nil, invalid("linux", "must be set")
 	}
 	if err := checkResources("linux", r.GetLinux()); err != nil {
+		return nil, err
+	}
+	if err := s.containerIsTheirs(ctx, r.GetContainerId()); err != nil {
 		return nil, err
 	}
 	err := s.cfg.Runtime.UpdateContainerResources(ctx, r.GetContainerId(), r.GetLinux(), r.GetAnnotations())

@@ -15,6 +15,9 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *cri.RunPodSandboxRequest)
 	if err := checkSandboxConfig("config", r.GetConfig()); err != nil {
 		return nil, err
 	}
+	if err := s.checkKubelet(r.GetConfig()); err != nil {
+		return nil, err
+	}
 	id, err := s.cfg.Runtime.RunSandbox(ctx, r.GetConfig(), r.GetRuntimeHandler(), runtime.OwnerCRI)
 	if err != nil {
 		return nil, err
@@ -27,6 +30,9 @@ func (s *Server) StopPodSandbox(ctx context.Context, r *cri.StopPodSandboxReques
 	if err := checkName("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
+	if err := s.sandboxIsTheirs(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
 	if err := s.cfg.Runtime.StopSandbox(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
@@ -36,6 +42,9 @@ func (s *Server) StopPodSandbox(ctx context.Context, r *cri.StopPodSandboxReques
 // RemovePodSandbox removes the sandbox and its containers.
 func (s *Server) RemovePodSandbox(ctx context.Context, r *cri.RemovePodSandboxRequest) (*cri.RemovePodSandboxResponse, error) {
 	if err := checkName("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	if err := s.sandboxIsTheirs(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
 	if err := s.cfg.Runtime.RemoveSandbox(ctx, r.GetPodSandboxId()); err != nil {
@@ -104,6 +113,9 @@ func (s *Server) StreamPodSandboxes(r *cri.StreamPodSandboxesRequest, out grpc.S
 // UpdatePodSandboxResources tells that the kubelet has changed the limits of the pod's cgroup.
 func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
 	if err := checkName("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	if err := s.sandboxIsTheirs(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
 	err := s.cfg.Runtime.UpdateSandboxResources(ctx, r.GetPodSandboxId(), r.GetOverhead(), r.GetResources())

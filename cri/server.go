@@ -41,6 +41,8 @@ type Config struct {
 	RootDir, StateDir string
 	// Settings are shown by a verbose Status under "config"; whatever marshals to a JSON object, or nil.
 	Settings map[string]any
+	// OwnPods says whether the node runs pods of its own, beside which a kubelet has no place; nil is no.
+	OwnPods func() bool
 	// Log gets one line per failed call; nil discards.
 	Log *slog.Logger
 	// Metrics counts calls; nil does not.

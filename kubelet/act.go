@@ -25,8 +25,13 @@ import (
 
 // Cgroups has a cgroup for each pod.
 type Cgroups interface {
+	// EnsurePod makes it, with all limits but that of CPU time, which would slow the start of what is in it.
 	EnsurePod(ctx context.Context, pod *v1.Pod) error
-	RemovePod(ctx context.Context, pod *v1.Pod) error
+	// SetPod sets all limits.
+	SetPod(ctx context.Context, pod *v1.Pod) error
+	RemovePod(ctx context.Context, uid types.UID) error
+	// Adopt tells of pods that have theirs from before.
+	Adopt(pods ...*v1.Pod)
 }
 
 // Users has a range of IDs for each pod with a user namespace.
@@ -98,7 +103,8 @@ func (w *worker) action(a plan.Action) func(context.Context) result {
 	}
 	switch a.Kind {
 	case plan.Prepare:
-		return func(ctx context.Context) result { return k.prepare(ctx, pod) }
+		runs := w.runs()
+		return func(ctx context.Context) result { return k.prepare(ctx, pod, runs) }
 	case plan.Mount:
 		in, changes := w.inputs(), w.pod.changes
 		return func(ctx context.Context) result { return k.mount(ctx, pod, in, changes) }
@@ -134,11 +140,26 @@ func (w *worker) action(a plan.Action) func(context.Context) result {
 	panic("no such action: " + string(a.Kind))
 }
 
+// runs reports whether a container of the pod runs: it was started by an earlier daemon.
+func (w *worker) runs() bool {
+	for _, s := range w.sandboxes() {
+		for _, c := range w.k.cfg.Runtime.SandboxContainers(s.ID) {
+			if c.State == runtime.Running {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // prepare makes what the sandbox and all containers need.
-func (k *Kubelet) prepare(ctx context.Context, pod *v1.Pod) result {
+func (k *Kubelet) prepare(ctx context.Context, pod *v1.Pod, runs bool) result {
 	users, err := k.cfg.Users.Get(pod)
 	if err == nil {
 		err = k.cfg.Cgroups.EnsurePod(ctx, pod)
+	}
+	if err == nil && runs {
+		err = k.cfg.Cgroups.SetPod(ctx, pod)
 	}
 	if err != nil {
 		k.podEvent(pod, v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
@@ -302,6 +323,9 @@ func (w *worker) start(a plan.Action) func(context.Context) result {
 			return fail("RunContainerError", err)
 		}
 		k.containerEvent(pod, c.Name, v1.EventTypeNormal, "Started", "Container started")
+		if err := k.cfg.Cgroups.SetPod(ctx, pod); err != nil {
+			k.log.Error("the limits of a pod could not be set", "pod", podName(pod), "err", err)
+		}
 		return result{}
 	}
 }
@@ -392,7 +416,7 @@ func (k *Kubelet) teardown(ctx context.Context, pod *v1.Pod) result {
 		k.podEvent(pod, v1.EventTypeWarning, "FailedUnMount", err.Error())
 		return result{Result: plan.Result{Err: err}}
 	}
-	if err := k.cfg.Cgroups.RemovePod(ctx, pod); err != nil {
+	if err := k.cfg.Cgroups.RemovePod(ctx, pod.UID); err != nil {
 		return result{Result: plan.Result{Err: err}}
 	}
 	k.cfg.Users.Release(pod.UID)

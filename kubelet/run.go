@@ -220,8 +220,10 @@ func (k *Kubelet) own(p *incarnation) {
 		k.refused[w] = true
 	}
 	k.seed(p)
+	k.cfg.Cgroups.Adopt(p.pod)
 	if w.pod == nil {
 		w.pod = p
+		w.publish()
 		return
 	}
 	older, newer := w.pod, p

@@ -6,15 +6,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/berth-node/berth/cgroups"
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/event"
+	"github.com/berth-node/berth/kubelet/manifest"
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
@@ -32,9 +35,12 @@ type self struct {
 	events   *event.Store
 	kubelet  *kubelet.Kubelet
 	spec     *podspec.Node
-	tree     resource.Tree
 	volumes  *volume.Manager
 	guardian *guardian
+	cgroups  *resource.Manager
+	able     podspec.Abilities
+	// allocatable is what all pods together may request.
+	allocatable v1.ResourceList
 
 	end  context.CancelFunc
 	done chan error // has one value when all has ended
@@ -51,9 +57,21 @@ func (n *node) openSelf() (*self, error) {
 	}); err != nil {
 		return nil, err
 	}
+	if name, there := n.foreign(); there && n.cfg.Manifests != "" {
+		return nil, fmt.Errorf("manifests: pods of a kubelet run on this node (%s), which would end the node's own: take them off the node first: %w",
+			name, errdefs.ErrFailedPrecondition)
+	}
 	s.events = event.New(event.Config{Node: c.NodeName, Log: n.log, Now: time.Now}, nil)
-	s.tree = resource.Tree{Root: c.CgroupRoot, Driver: host.Driver}
-	if s.spec, err = n.podSpec(s.tree, s.events); err != nil {
+	facts, err := resourceNode(host, c)
+	if err != nil {
+		return nil, err
+	}
+	if s.allocatable, err = capacity(facts, n.cfg.RootDir); err != nil {
+		return nil, err
+	}
+	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, s.allocatable, n.log)
+	s.able = podspec.Abilities{AppArmor: appArmorEnabled(), SupplementalGroups: true}
+	if s.spec, err = n.podSpec(s, facts); err != nil {
 		return nil, err
 	}
 	images, err := n.puller(filepath.Join(dir, "images"), s.events)
@@ -73,8 +91,7 @@ func (n *node) openSelf() (*self, error) {
 	})
 	s.kubelet, err = kubelet.New(kubelet.Config{
 		Dir: dir, NodeName: c.NodeName, Runtime: n.runtime, Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
-		Admit:   func(pod *v1.Pod, _ []*v1.Pod) *kubelet.Refusal { return s.guardian.admit(pod) },
-		Cgroups: podCgroups{host, s.spec.CgroupParent}, Users: users, Events: s.events,
+		Cgroups: s.cgroups, Admit: s.admit, Users: users, Events: s.events,
 		Limits: plan.Limits{
 			Backoff: c.CrashLoopBackOff.Initial, MaxBackoff: c.CrashLoopBackOff.Max,
 			PullBackoff: c.ImagePullBackOff.Initial, MaxPullBackoff: c.ImagePullBackOff.Max, Retry: plan.DefaultLimits.Retry,
@@ -86,6 +103,22 @@ func (n *node) openSelf() (*self, error) {
 	}
 	s.guardian, err = n.newGuardian(s, dir)
 	return s, err
+}
+
+// ownPods reports whether this node runs, or is to run, pods of its own. The CRI answers when all has been opened.
+func (n *node) ownPods() bool {
+	return n.cfg.Manifests != "" || n.self != nil && len(n.self.declared.List(manifest.Pod)) > 0
+}
+
+// foreign names a pod of a kubelet that uses the CRI, if there is one that runs.
+func (n *node) foreign() (string, bool) {
+	ready := true
+	for _, sb := range n.runtime.Sandboxes(runtime.SandboxFilter{Ready: &ready}) {
+		if sb.Owner == runtime.OwnerCRI && sb.Config.GetLabels()[podspec.PodUIDLabel] != "" {
+			return sb.Config.GetMetadata().GetNamespace() + "/" + sb.Config.GetMetadata().GetName(), true
+		}
+	}
+	return "", false
 }
 
 // run starts it all.
@@ -119,24 +152,36 @@ func (n *node) stopSelf() {
 	}
 }
 
-// drainSelf ends the node's own pods, and removes the cgroups that all of them had in common.
+// drainSelf ends the node's own pods.
 func (n *node) drainSelf(ctx context.Context, limit time.Duration, tell func(string)) error {
 	if n.self == nil {
 		return nil
 	}
-	if err := n.self.kubelet.Drain(ctx, limit, tell); err != nil {
-		return err
+	return n.self.kubelet.Drain(ctx, limit, tell)
+}
+
+// admit refuses what the node cannot do, what it has no room for at the moment, and what does not fit beside the others.
+func (s *self) admit(pod *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
+	if r := s.able.Check(pod); r != nil {
+		return &kubelet.Refusal{Reason: r.Reason, Message: r.Message}
 	}
-	for _, class := range []v1.PodQOSClass{v1.PodQOSBestEffort, v1.PodQOSBurstable} {
-		if err := n.cgroups.RemoveParentIfEmpty(ctx, n.self.tree.Class(class)); err != nil {
-			return err
-		}
+	if r := s.guardian.admit(pod); r != nil {
+		return r
 	}
-	return n.cgroups.RemoveParentIfEmpty(ctx, n.self.tree.Node())
+	if all := resource.Obstacles(pod, others, s.allocatable); len(all) > 0 {
+		return &kubelet.Refusal{Reason: all[0].Reason, Message: all[0].Message}
+	}
+	return nil
+}
+
+// appArmorEnabled says whether the kernel has AppArmor switched on.
+func appArmorEnabled() bool {
+	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(data), "Y")
 }
 
 // podSpec says what pods are told of the node.
-func (n *node) podSpec(tree resource.Tree, events *event.Store) (*podspec.Node, error) {
+func (n *node) podSpec(s *self, facts *resource.Node) (*podspec.Node, error) {
 	c := n.cfg.Kubelet
 	ips, err := nodeIPs(c.NodeIPs)
 	if err != nil {
@@ -149,10 +194,9 @@ func (n *node) podSpec(tree resource.Tree, events *event.Store) (*podspec.Node, 
 	return &podspec.Node{
 		IPs: ips, LogDir: c.PodLogsDir, DNS: podspec.DNS{Servers: servers, Domain: c.ClusterDomain, ResolvConf: c.ResolvConf},
 		SeccompRoot: c.SeccompDir, SeccompDefault: c.SeccompDefault, RecursiveReadOnly: true,
-		Resources:    &resource.Node{LimitedSwap: c.LimitedSwap, PodPids: int64(c.PodPidsLimit)},
-		CgroupParent: func(pod *v1.Pod) string { return tree.Pod(pod.UID, resource.Class(pod)) },
+		Allocatable: s.allocatable, Resources: facts, CgroupParent: s.cgroups.Parent,
 		Warn: func(pod *v1.Pod, reason, message string) {
-			events.Eventf(event.About(pod), v1.EventTypeWarning, reason, "%s", message)
+			s.events.Eventf(event.About(pod), v1.EventTypeWarning, reason, "%s", message)
 		},
 	}, nil
 }
@@ -210,19 +254,3 @@ func nodeIPs(configured []string) ([]netip.Addr, error) {
 }
 
 func uidOf(s runtime.Sandbox) types.UID { return types.UID(s.Config.GetMetadata().GetUid()) }
-
-// podCgroups are the pods' cgroups, which the runtime makes as the parents of its own.
-type podCgroups struct {
-	host *cgroups.Host
-	path func(*v1.Pod) string
-}
-
-func (podCgroups) EnsurePod(context.Context, *v1.Pod) error { return nil }
-
-func (g podCgroups) RemovePod(ctx context.Context, pod *v1.Pod) error {
-	group, err := g.host.OpenParent(g.path(pod))
-	if err != nil {
-		return err
-	}
-	return group.Remove(ctx)
-}

@@ -107,7 +107,7 @@ func (n *node) build() error {
 	}
 	n.cri = cri.New(cri.Config{
 		Runtime: n.runtime, Images: n.images, Streams: n.streams, Cgroups: host, Version: version,
-		RootDir: n.cfg.RootDir, StateDir: n.cfg.RunDir, Log: n.log, Metrics: n.metrics,
+		RootDir: n.cfg.RootDir, StateDir: n.cfg.RunDir, Log: n.log, Metrics: n.metrics, OwnPods: n.ownPods,
 	})
 	return nil
 }

@@ -1,0 +1,57 @@
+//go:build integration
+
+package pods
+
+import (
+	"os/exec"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-node/berth/integration/harness"
+)
+
+func TestAKubeletHasNoPlaceBesideTheNodesOwnPods(t *testing.T) {
+	n := start(t)
+	n.write("p.yaml", podText("p", sleeper))
+	n.awaitReady("p")
+	c := n.containers("p")[0]
+	refused := func(what string, err error) {
+		t.Helper()
+		if grpcstatus.Code(err) != codes.FailedPrecondition {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	ctx := harness.Ctx(t)
+	_, err := n.Runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.Id})
+	refused("stop of a container", err)
+	_, err = n.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.Id})
+	refused("removal of a container", err)
+	_, err = n.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: c.PodSandboxId})
+	refused("stop of a sandbox", err)
+	_, err = n.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: c.PodSandboxId})
+	refused("removal of a sandbox", err)
+	if r, err := n.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: c.Id, Cmd: []string{"true"}}); err != nil || r.ExitCode != 0 {
+		t.Errorf("it cannot be entered: %v, %v", r, err)
+	}
+	config := n.PodConfig("theirs")
+	config.Labels["io.kubernetes.pod.uid"] = config.Metadata.Uid
+	_, err = n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	refused("a kubelet's pod", err)
+	n.RunPod(t, "crictl") // which has no such label
+}
+
+func TestManifestsAreRefusedBesideAKubelet(t *testing.T) {
+	n := harness.StartNode(t, harness.Options{HostsDir: hostsDir})
+	n.RunPod(t, "theirs", func(c *cri.PodSandboxConfig) { c.Labels["io.kubernetes.pod.uid"] = c.Metadata.Uid })
+	n.Kill9(t)
+	cmd := exec.Command(harness.Root()+"/bin/berth", "serve", "--root-dir", n.RootDir, "--run-dir", n.RunDir, "--cri-socket", n.Socket, "--manifests", t.TempDir())
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Errorf("it starts: %s", out)
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
