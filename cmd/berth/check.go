@@ -19,8 +19,9 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say whether the node is well, and what it lacks",
-		Long: `Ask the daemon whether pods can run, what the node lacks (a cgroup controller, a capability, AppArmor…) and which
-records were damaged and set aside. The exit status is 0 if pods can run and no record is damaged.`,
+		Long: `Ask the daemon whether pods can run, what the node lacks (a cgroup controller, a capability, AppArmor…), which records
+were damaged and set aside, and what is wrong in manifests. The exit status is 0 if pods can run, no record is damaged and no manifest
+has a fault.`,
 		Args: operands(cobra.NoArgs),
 	}
 	runDir := daemonFlag(cmd)
@@ -46,7 +47,7 @@ records were damaged and set aside. The exit status is 0 if pods can run and no 
 }
 
 func well(s admin.Status) bool {
-	return s.RuntimeError == "" && s.NetworkError == "" && len(s.Damaged) == 0
+	return s.RuntimeError == "" && s.NetworkError == "" && len(s.Damaged) == 0 && len(s.Manifests) == 0
 }
 
 // describe says it to a person.
@@ -76,5 +77,6 @@ func describe(s admin.Status) string {
 	}
 	list("lacks", s.Limitations)
 	list("damaged", s.Damaged)
+	list("manifests", s.Manifests)
 	return b.String()
 }

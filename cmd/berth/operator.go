@@ -113,6 +113,11 @@ func (n *node) status(ctx context.Context) admin.Status {
 	if s.Network != nil {
 		out.NetworkError = s.Network.Error()
 	}
+	if n.self != nil {
+		for _, f := range n.self.declared.Faults() {
+			out.Manifests = append(out.Manifests, f.Error())
+		}
+	}
 	out.Lingering = lingeringStatus(n.cfg.RunDir)
 	for _, h := range s.Handlers {
 		name := h.Name

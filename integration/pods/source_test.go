@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -37,6 +38,12 @@ func (n *node) awaitLog(words string) {
 		}
 		return nil
 	})
+}
+
+// check is what "berth check" says, and how it ends.
+func (n *node) check() (string, error) {
+	out, err := exec.Command(filepath.Join(harness.Root(), "bin", "berth"), "check", "--run-dir", n.RunDir).CombinedOutput()
+	return string(out), err
 }
 
 // same checks that a pod still is the one it was, and none of its containers was started again.
@@ -88,6 +95,9 @@ func TestAFileOfManyDocuments(t *testing.T) {
 	// What cannot be read changes nothing, and says where it is wrong; also to the next daemon.
 	n.write("all.yaml", podText("one", sleeper, "    livenesProbe: {}\n"))
 	n.awaitLog("all.yaml:11: spec.containers[0].livenesProbe: unknown field")
+	if out, err := n.check(); err == nil || !strings.Contains(out, "manifests      "+filepath.Join(n.manifests, "all.yaml")+":11: spec.containers[0].livenesProbe: unknown field") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
 	n.Restart(t)
 	n.awaitReady("three")
 	n.write("later.yaml", podText("four", sleeper)) // when that runs, the rest has been looked at
@@ -104,6 +114,9 @@ func TestAFileOfManyDocuments(t *testing.T) {
 	n.write("all.yaml", podText("one", sleeper, greets)+fmt.Sprintf(greeting, "hello"))
 	n.awaitGone("two")
 	n.same(one, "an edit of something else")
+	if out, _ := n.check(); strings.Contains(out, "manifests") {
+		t.Errorf("check: %s", out)
+	}
 	n.remove("all.yaml")
 	n.awaitGone("one")
 	for _, file := range []string{"json.json", "later.yaml"} {

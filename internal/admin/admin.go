@@ -61,6 +61,8 @@ type Status struct {
 	// Limitations are what the node lacks; Damaged are records that were set aside, or cannot be read while their pod runs.
 	Limitations []string `json:"limitations,omitempty"`
 	Damaged     []string `json:"damaged,omitempty"`
+	// Manifests are the faults of what is declared, each with file and line; what was declared before counts on.
+	Manifests []string `json:"manifests,omitempty"`
 }
 
 // Lingering is a daemon that has given the node to another one and still serves sessions.

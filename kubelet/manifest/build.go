@@ -22,8 +22,6 @@ import (
 	"k8s.io/kubernetes/pkg/apis/scheduling"
 	"k8s.io/kubernetes/pkg/features"
 	kjson "sigs.k8s.io/json"
-
-	"github.com/berth-node/berth/internal/errdefs"
 )
 
 // scheme has upstream's defaults, and the ways between the objects as they are written and as they are validated.
@@ -202,8 +200,8 @@ func init() {
 }
 
 // CheckUpdate returns why an object may not become another one of the same key: an immutable ConfigMap or Secret, the type of a
-// Secret, and most of a claim, stay as they are until they are deleted. It is an errdefs.ErrInvalidArgument. A Pod may become
-// anything: it is made anew where it has to be.
+// Secret, and most of a claim, stay as they are until they are deleted. A Pod may become anything: it is made anew where it has to
+// be.
 func CheckUpdate(was, is Object) error {
 	var faults field.ErrorList
 	switch {
@@ -224,7 +222,7 @@ func CheckUpdate(was, is Object) error {
 	if len(faults) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: delete it first: %w: %w", was.Key, faults.ToAggregate(), errdefs.ErrInvalidArgument)
+	return fmt.Errorf("%s: delete it first: %w", was.Key, faults.ToAggregate())
 }
 
 func internal[T runtime.Object](object any, into T) T {

@@ -107,7 +107,8 @@ var Fields = fields(
 		allowPrivilegeEscalation procMount seccompProfile appArmorProfile`},
 	group{"SecurityContext", Refused, "this is no Windows", "windowsOptions"},
 	group{"PodSecurityContext", Honoured, "", `seLinuxOptions runAsUser runAsGroup runAsNonRoot supplementalGroups supplementalGroupsPolicy fsGroup sysctls
-		fsGroupChangePolicy seccompProfile appArmorProfile seLinuxChangePolicy`},
+		fsGroupChangePolicy seccompProfile appArmorProfile`},
+	group{"PodSecurityContext", Ignored, "the label of a volume is set on each of its files, as with Recursive", "seLinuxChangePolicy"},
 	group{"PodSecurityContext", Refused, "this is no Windows", "windowsOptions"},
 	group{"Capabilities", Honoured, "", "add drop"},
 	group{"SELinuxOptions", Honoured, "", "user role type level"},

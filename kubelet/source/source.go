@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,6 +78,7 @@ type Store struct {
 	claims map[manifest.Key][]*claim // in the order in which they came; the first is the one that counts
 	files  map[string]*file
 	turn   uint64
+	unread error // why the folder cannot be read; nil if it can
 
 	viewMu sync.Mutex // never held for long: who asks does not wait for a disk
 	view   map[manifest.Key]Entry
@@ -118,10 +120,18 @@ func Open(c Config) (*Store, error) {
 // store may yet come, and what runs without one is not to be ended.
 func (s *Store) Ready() <-chan struct{} { return s.ready }
 
-// Faults are what is wrong in files now: what cannot be read, and what is declared elsewhere already.
+// Faults are what is wrong now: what cannot be read, and what is declared elsewhere already.
 func (s *Store) Faults() (all []*manifest.Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.unread != nil {
+		all = append(all, &manifest.Fault{File: s.folder.Dir, Reason: "the folder cannot be read: " + s.unread.Error()})
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(s.claims), manifest.Key.Compare) {
+		if first := s.claims[key][0]; first.Lost != nil {
+			all = append(all, &manifest.Fault{File: s.disk.applied(key), Reason: "what was applied cannot be read any more, and is to be applied again: " + first.Lost.Error()})
+		}
+	}
 	for _, path := range slices.Sorted(maps.Keys(s.files)) {
 		all = append(all, s.faultsOf(path)...)
 	}
@@ -161,14 +171,8 @@ func (s *Store) claimsOf(path string) (all []*claim) {
 func (s *Store) Apply(objects []manifest.Object) ([]Applied, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var faults []error
-	for _, o := range objects {
-		if err := s.mayApply(o); err != nil {
-			faults = append(faults, err)
-		}
-	}
-	if len(faults) > 0 {
-		return nil, errors.Join(faults...)
+	if err := s.mayApply(objects); err != nil {
+		return nil, err
 	}
 	var done []Applied
 	for _, o := range objects {
@@ -181,18 +185,27 @@ func (s *Store) Apply(objects []manifest.Object) ([]Applied, error) {
 	return done, nil
 }
 
-func (s *Store) mayApply(o manifest.Object) error {
-	line := s.claims[o.Key]
-	if len(line) == 0 {
-		return nil
+// mayApply returns one error for all objects that cannot be applied.
+func (s *Store) mayApply(objects []manifest.Object) error {
+	var taken, wrong []string
+	for _, o := range objects {
+		line := s.claims[o.Key]
+		if len(line) == 0 || line[0].Lost != nil {
+			continue
+		}
+		if by := line[0].Origin; by.File != "" && line[0].until.IsZero() {
+			taken = append(taken, fmt.Sprintf("%s is declared by the file %s already: change it there, or take it out there first", o.Key, by.File))
+		} else if err := manifest.CheckUpdate(line[0].Object, o); err != nil {
+			wrong = append(wrong, err.Error())
+		}
 	}
-	if by := line[0].Origin; by.File != "" && line[0].until.IsZero() {
-		return fmt.Errorf("%s is declared by the file %s already: change it there, or take it out there first: %w", o.Key, by.File, errdefs.ErrAlreadyExists)
+	switch words := strings.Join(append(taken, wrong...), "\n"); {
+	case len(taken) > 0:
+		return fmt.Errorf("%s: %w", words, errdefs.ErrAlreadyExists)
+	case len(wrong) > 0:
+		return fmt.Errorf("%s: %w", words, errdefs.ErrInvalidArgument)
 	}
-	if line[0].Lost != nil {
-		return nil
-	}
-	return manifest.CheckUpdate(line[0].Object, o)
+	return nil
 }
 
 func (s *Store) apply(o manifest.Object) (result string, err error) {

@@ -449,6 +449,8 @@ func TestDamage(t *testing.T) {
 	n.stop()
 	n.must(os.WriteFile(n.store.disk.applied(key("one")), []byte(`{"kind":`), 0o600))
 	n.open().run()
+	n.faulty(n.store.disk.applied(key("one")) + ": what was applied cannot be read any more, and is to be applied again: read " +
+		n.store.disk.applied(key("one")) + ": unexpected end of JSON input")
 	e, ok := n.store.Get(key("one"))
 	if !ok || e.Lost == nil || e.ConfigMap != nil {
 		t.Errorf("%+v, %v", e, ok)
@@ -510,9 +512,11 @@ func TestFolderComesLate(t *testing.T) {
 		t.Error("ready without having read the folder")
 	default:
 	}
+	n.faulty(n.dir + ": the folder cannot be read: watch " + n.dir + ": no such file or directory")
 	n.write("../later", "") // something else beside it
 	n.must(os.Rename(away, n.dir))
 	n.ready()
+	n.faulty()
 	n.stays("one=1@a.yaml")
 	n.write("b.yaml", text("two", "1"))
 	n.shows("one=1@a.yaml", "two=1@b.yaml")

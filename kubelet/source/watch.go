@@ -266,8 +266,11 @@ func (w *watcher) mayBeGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) && w.device != 0
 }
 
-// notice logs once what is wrong with the folder.
+// notice keeps what is wrong with the folder, and logs it once.
 func (w *watcher) notice(err error) {
+	w.s.mu.Lock()
+	w.s.unread = err
+	w.s.mu.Unlock()
 	switch {
 	case err != nil && !w.silent:
 		w.s.log.Warn("the folder of manifests cannot be read", "folder", w.s.folder.Dir, "error", err)
