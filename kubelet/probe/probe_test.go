@@ -256,7 +256,9 @@ func TestTerminating(t *testing.T) {
 		b.answer["ready"] = outcomes(0, 0, 0, 1)
 		b.run("1")
 		b.want(1500*time.Millisecond, "1", Result{Started: true, Ready: true})
+		b.mu.Lock() // it is asked for all the while
 		b.answer["live"] = outcomes(1)
+		b.mu.Unlock()
 		b.manager.Set("uid", true, Target{Pod: b.pod, Container: &b.pod.Spec.Containers[0], ID: "1", StartedAt: b.began})
 		b.want(3500*time.Millisecond, "1", Result{Started: true})
 		b.wantAsked("live", 1*second)

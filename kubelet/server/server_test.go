@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ type node struct {
 	deleted  []string
 	restarts []string
 	dir      string
-	state    runtime.State
+	exited   atomic.Bool // the containers are, and run else
 }
 
 func (n *node) Pods() *feed.Feed[*v1.Pod] { return n.pods }
@@ -114,7 +115,7 @@ func newNode(t *testing.T) *node {
 	now := func() time.Time { return start }
 	return &node{
 		pods: feed.New[*v1.Pod](100, 10), maps: feed.New[*v1.ConfigMap](100, 10), secrets: feed.New[*v1.Secret](100, 10),
-		claims: feed.New[*v1.PersistentVolumeClaim](100, 10), dir: t.TempDir(), state: runtime.Running,
+		claims: feed.New[*v1.PersistentVolumeClaim](100, 10), dir: t.TempDir(),
 		events: event.New(event.Config{Node: "here", Log: log, Now: now}, nil),
 	}
 }
@@ -124,7 +125,11 @@ func (n *node) server() *Server {
 	s := New(Config{
 		NodeName: "here", Version: "1", Kubelet: n, Objects: n, Events: n.events, Dir: n.dir,
 		Container: func(_ context.Context, id string) (runtime.Container, error) {
-			return runtime.Container{ID: id, State: n.state, LogPath: filepath.Join(n.dir, "log")}, nil
+			state := runtime.Running
+			if n.exited.Load() {
+				state = runtime.Exited
+			}
+			return runtime.Container{ID: id, State: state, LogPath: filepath.Join(n.dir, "log")}, nil
 		},
 		Sessions: stream.NewSessions(stream.Config{}, stream.Backend{
 			Exec: func(ctx context.Context, id string, cmd []string, s stream.Streams) (int32, error) {
@@ -424,7 +429,7 @@ func TestLogs(t *testing.T) {
 	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "one\ntwo\n" {
 		t.Fatalf("%q, %v", first, err)
 	}
-	n.state = runtime.Exited
+	n.exited.Store(true)
 	n.put("default", "web", nil)
 	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) != 0 {
 		t.Errorf("%q, %v", rest, err)
