@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds what a test waits for; reaching it is a failure.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // serve runs a Server for b until the end of the test.
 func serve(t *testing.T, cfg Config, b Backend) *Server {
