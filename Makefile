@@ -198,10 +198,10 @@ images: deps
 	@$(GO) run ./integration/cmd/testimages make
 
 .PHONY: tools
-tools: crictl critest-binary cni-plugins
+tools: crictl critest-binary cni-plugins kubectl
 
 # Compiled from the pinned modules of integration/tools; the build cache makes this short the second time.
-.PHONY: crictl critest-binary cni-plugins kubelet staticcheck
+.PHONY: crictl critest-binary cni-plugins kubelet kubectl staticcheck
 crictl:
 	@mkdir -p bin/tools
 	@$(TOOLS) build -trimpath -buildvcs=false -ldflags '-s -w -X $(CRI_TOOLS)/pkg/version.Version=1.36.0' -o ../../bin/tools/crictl $(CRI_TOOLS)/cmd/crictl
@@ -218,6 +218,10 @@ kubelet:
 	@mkdir -p bin/tools
 	cd integration/tools/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
 		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../../../bin/tools/kubelet k8s.io/kubernetes/cmd/kubelet
+kubectl:
+	@mkdir -p bin/tools
+	@cd integration/tools/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3' -o ../../../bin/tools/kubectl k8s.io/kubernetes/cmd/kubectl
 staticcheck:
 	@mkdir -p bin/tools
 	@$(TOOLS) build -trimpath -buildvcs=false -o ../../bin/tools/staticcheck honnef.co/go/tools/cmd/staticcheck

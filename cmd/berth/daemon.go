@@ -246,6 +246,10 @@ func (b *berth) start(ctx context.Context, n *node) error {
 	}
 	b.pending = nil
 	n.self.run()
+	if err := n.openAPI(); err != nil {
+		return err
+	}
+	n.sockets.RemoveUnused()
 	b.awaitLingerers(n)
 	b.ready(ctx, n, time.Since(began))
 	return nil

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/event"
@@ -33,12 +37,14 @@ import (
 type self struct {
 	declared *source.Store
 	events   *event.Store
-	kubelet  *kubelet.Kubelet
-	spec     *podspec.Node
-	volumes  *volume.Manager
-	guardian *guardian
-	cgroups  *resource.Manager
-	able     podspec.Abilities
+	// eventsFile is where the events are kept from one daemon to the next.
+	eventsFile string
+	kubelet    *kubelet.Kubelet
+	spec       *podspec.Node
+	volumes    *volume.Manager
+	guardian   *guardian
+	cgroups    *resource.Manager
+	able       podspec.Abilities
 	// allocatable is what all pods together may request.
 	allocatable v1.ResourceList
 
@@ -61,7 +67,8 @@ func (n *node) openSelf() (*self, error) {
 		return nil, fmt.Errorf("manifests: pods of a kubelet run on this node (%s), which would end the node's own: take them off the node first: %w",
 			name, errdefs.ErrFailedPrecondition)
 	}
-	s.events = event.New(event.Config{Node: c.NodeName, Log: n.log, Now: time.Now}, nil)
+	s.eventsFile = filepath.Join(dir, "events.json")
+	s.events = event.New(event.Config{Node: c.NodeName, Log: n.log, Now: time.Now}, keptEvents(s.eventsFile, n.log))
 	facts, err := resourceNode(host, c)
 	if err != nil {
 		return nil, err
@@ -150,6 +157,22 @@ func (n *node) stopSelf() {
 	if err := <-n.self.done; err != nil {
 		n.log.Error("the pods of this node itself", "err", err)
 	}
+	if err := atomicfile.WriteJSON(n.self.eventsFile, n.self.events.Kept(), 0o600); err != nil {
+		n.log.Warn("events could not be kept, ignoring", "err", err)
+	}
+}
+
+// keptEvents are those of the daemon before. After one that was killed they are older, or none.
+func keptEvents(path string, log *slog.Logger) (kept []*v1.Event) {
+	data, err := atomicfile.Read(path)
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("events of the daemon before could not be read, ignoring", "err", err)
+		return nil
+	}
+	return kept
 }
 
 // drainSelf ends the node's own pods.

@@ -50,6 +50,7 @@ type node struct {
 	cri     *cri.Server
 	cgroups *cgroups.Host
 	self    *self          // the pods of the node itself; nil before recovery
+	api     *api           // the doors to them; nil before they are open
 	close   []func() error // what was opened, the runtime and the doors excepted
 
 	server   *grpc.Server
@@ -253,7 +254,6 @@ func (n *node) open(backend admin.Backend) error {
 	n.door(n.streams.Serve)
 	n.door(func() error { return n.operator.Serve(operator) })
 	n.openMetrics()
-	n.sockets.RemoveUnused()
 	return nil
 }
 
@@ -282,6 +282,7 @@ func (n *node) door(serve func() error) {
 // stop ends all calls and sessions.
 func (n *node) stop() {
 	n.leave()
+	_ = n.closeAPI() // end does it once more, and says what is wrong
 	n.stopSelf()
 	if n.server != nil {
 		stopServer(n.server)
@@ -301,8 +302,8 @@ func stopServer(server *grpc.Server) {
 // end closes everything; sessions that are left are cut off. Pods run on.
 func (n *node) end() error {
 	n.leave()
+	failed := n.closeAPI()
 	n.stopSelf()
-	var failed error
 	if n.server != nil {
 		n.server.Stop()
 		n.operator.Close()
@@ -331,6 +332,7 @@ func (n *node) handOver(ctx context.Context, l *handover.Lingering) (pending jso
 	defer cancel()
 	var operator sync.WaitGroup
 	operator.Go(func() { n.operator.HandOver(short) })
+	operator.Go(func() { n.handOverAPI(short) })
 	n.calls = n.cri.HandOver(short, n.server)
 	operator.Wait()
 	n.stopSelf()
@@ -346,7 +348,7 @@ func (n *node) handOver(ctx context.Context, l *handover.Lingering) (pending jso
 }
 
 // sessions is how many a node still serves after handOver.
-func (n *node) sessions() int { return n.streams.Sessions() + n.cri.Sessions() }
+func (n *node) sessions() int { return n.streams.Sessions() + n.cri.Sessions() + n.apiSessions() }
 
 // linger returns when the sessions have ended after handOver, or ctx has.
 func (n *node) linger(ctx context.Context, l *handover.Lingering) {

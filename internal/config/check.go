@@ -202,6 +202,11 @@ func (c *Config) checkNetwork(fault func(key, words string)) {
 	if c.Streaming.Port < 0 || c.Streaming.Port > 65535 {
 		fault("streaming.port", fmt.Sprintf("%d is no TCP port", c.Streaming.Port))
 	}
+	for _, a := range []struct{ key, address string }{{"kubelet.apiAddress", c.Kubelet.APIAddress}, {"kubelet.address", c.Kubelet.Address}} {
+		if _, err := netip.ParseAddrPort(a.address); a.address != "" && a.address != MetricsOff && err != nil {
+			fault(a.key, fmt.Sprintf("%q is no address with a port, as 127.0.0.1:10260 or [::]:10250", a.address))
+		}
+	}
 	if words := metricsFault(c.Metrics.Address); words != "" {
 		fault("metrics.address", words)
 	}

@@ -140,6 +140,8 @@ type Log struct {
 type Kubelet struct {
 	NodeName         string   `yaml:"nodeName"`
 	NodeIPs          []string `yaml:"nodeIPs"`
+	APIAddress       string   `yaml:"apiAddress"`
+	Address          string   `yaml:"address"`
 	ClusterDNS       []string `yaml:"clusterDNS"`
 	ClusterDomain    string   `yaml:"clusterDomain"`
 	ResolvConf       string   `yaml:"resolvConf"`

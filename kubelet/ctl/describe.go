@@ -103,14 +103,15 @@ func (c *Client) describe(ctx context.Context, t target, object *unstructured.Un
 	if err != nil {
 		return "", err
 	}
-	if !o.NoEvents && t.kind.Kind != "Namespace" && t.kind.Kind != "Event" {
+	if !o.NoEvents && !slices.Contains([]string{"Secret", "Namespace", "Event"}, t.kind.Kind) {
 		events, err := c.eventsOf(ctx, t.kind.Kind, object)
 		if err != nil {
 			return "", err
 		}
 		d.events(events)
 	}
-	return text.String(), d.Flush()
+	err = d.Flush()
+	return text.String(), err
 }
 
 func describeAs[T any](object *unstructured.Unstructured, d *description, with func(*description, *T)) error {
@@ -425,8 +426,8 @@ func (d *description) environment(p *v1.Pod, c *v1.Container) {
 		case from == nil:
 			d.line(3, "%s:\t%s", e.Name, strings.ReplaceAll(e.Value, "\n", "\n      \t"))
 		case from.FieldRef != nil:
-			value, _ := fieldpath.ExtractFieldPathAsString(p, from.FieldRef.FieldPath) // those of the status are not in it
-			d.line(3, "%s:\t%s (%s:%s)", e.Name, cmp.Or(value, statusField(p, from.FieldRef.FieldPath)), cmp.Or(from.FieldRef.APIVersion, "v1"), from.FieldRef.FieldPath)
+			value, _ := fieldpath.ExtractFieldPathAsString(p, from.FieldRef.FieldPath) // what only the status has is not shown
+			d.line(3, "%s:\t%s (%s:%s)", e.Name, value, cmp.Or(from.FieldRef.APIVersion, "v1"), from.FieldRef.FieldPath)
 		case from.ResourceFieldRef != nil:
 			d.line(3, "%s:\t%s (%s)", e.Name, resourceField(c, from.ResourceFieldRef), from.ResourceFieldRef.Resource)
 		case from.SecretKeyRef != nil:
@@ -438,13 +439,6 @@ func (d *description) environment(p *v1.Pod, c *v1.Container) {
 }
 
 func isSet(b *bool) bool { return b != nil && *b }
-
-func statusField(p *v1.Pod, path string) string {
-	return map[string]string{
-		"spec.nodeName": p.Spec.NodeName, "spec.serviceAccountName": p.Spec.ServiceAccountName,
-		"status.hostIP": p.Status.HostIP, "status.podIP": p.Status.PodIP,
-	}[path]
-}
 
 // resourceField is a limit or request in the units that the container sees.
 func resourceField(c *v1.Container, ref *v1.ResourceFieldSelector) string {
