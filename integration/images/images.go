@@ -35,7 +35,7 @@ type Form struct {
 	Index bool
 }
 
-// DemoName is the image of the demo pod.
+// DemoName is the image of the demo's pods.
 const DemoName = "berth.local/demo-web:1"
 
 // Make writes all images that critest and the integration tests ask for to the layout dir, which is replaced. work keeps
@@ -62,9 +62,13 @@ func Make(ctx context.Context, dir, work string) error {
 	return l.finish()
 }
 
-// MakeDemo writes the demo image as an OCI archive to file. It needs the go command only.
+// MakeDemo writes the demo image as an OCI archive to file. work is as for Make, and it needs what that does.
 func MakeDemo(ctx context.Context, file, work string) error {
 	programs, err := buildPrograms(ctx, filepath.Join(work, "programs"), "web")
+	if err != nil {
+		return err
+	}
+	busybox, err := busyboxTree(ctx, work)
 	if err != nil {
 		return err
 	}
@@ -77,7 +81,7 @@ func MakeDemo(ctx context.Context, file, work string) error {
 	if err != nil {
 		return err
 	}
-	if err := l.add(demoImage(programs)); err != nil {
+	if err := l.add(demoImage(busybox, programs)); err != nil {
 		return err
 	}
 	if err := l.finish(); err != nil {

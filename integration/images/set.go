@@ -117,7 +117,7 @@ func ownImages(busybox *Tree, programs map[string]string) []Image {
 	usr1 := shell
 	usr1.StopSignal = "SIGUSR1"
 	return []Image{
-		demoImage(programs),
+		demoImage(busybox, programs),
 		{Names: []string{Tools}, Config: shell, Layers: tools, Form: Form{Index: true}},
 		{Names: []string{ToolsZstd}, Config: shell, Layers: tools, Form: Form{Zstd: true}},
 		{Names: []string{ToolsDocker}, Config: shell, Layers: tools, Form: Form{Docker: true, Index: true}},
@@ -154,11 +154,11 @@ func bulk(name string) *Tree {
 }
 
 // demoImage is what the demo pod runs: one static program and nothing else.
-func demoImage(programs map[string]string) Image {
+func demoImage(busybox *Tree, programs map[string]string) Image {
 	return Image{
 		Names:  []string{DemoName},
 		Config: ocispec.ImageConfig{Env: []string{searchPath}, Entrypoint: []string{"/web"}, Cmd: []string{"-listen", ":8080"}, ExposedPorts: map[string]struct{}{"8080/tcp": {}}},
-		Layers: []*Tree{add(NewTree().Dir("tmp", 0o1777), "web", programs["web"], 0o755)},
+		Layers: []*Tree{busybox, add(NewTree().Dir("tmp", 0o1777), "web", programs["web"], 0o755)},
 	}
 }
 

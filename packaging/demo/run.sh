@@ -1,16 +1,16 @@
 #!/bin/bash
-# run.sh - start a node with a demo pod, keep it until Ctrl-C, then leave nothing behind. `make run` builds what it needs.
+# run.sh - start a node, apply the folder pods/ beside this file, show what comes of it, and keep it until Ctrl-C; then leave
+# nothing behind. `make run` builds what it needs.
 # All of the node's files are below one folder, /run/berth-demo, which a reboot empties as well.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 dir=/run/berth-demo
 socket=$dir/cri.sock
-image=berth.local/demo-web:1
-port=8080 # in the pod
+port=8080 # of the web server, in its pod
 
 say() { echo "make run: $*" >&2; }
-crictl() { bin/tools/crictl --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" "$@" 2> >(grep -v level=warning >&2); }
+berth() { bin/berth "$1" --run-dir "$dir/run" "${@:2}"; }
 answers() { [[ -S $socket ]] && bin/tools/crictl -r "unix://$socket" --timeout 2s version >/dev/null 2>&1; }
 
 # One demo at a time: a lock on the folder itself, so that no lock file is left. Programs started from here must not
@@ -27,7 +27,8 @@ daemon=   # process id
 came_up=  # whether there may be pods and a keeper
 start_node() {
 	# In a session of its own, so that Ctrl-C reaches this script alone, which then ends things in order.
-	setsid bin/berth serve --config /dev/null --root-dir "$dir/root" --run-dir "$dir/run" --cri-socket "$socket" \
+	echo "kubelet: {podLogsDir: $dir/logs}" >"$dir/config.yaml"
+	setsid bin/berth serve --config "$dir/config.yaml" --root-dir "$dir/root" --run-dir "$dir/run" --cri-socket "$socket" \
 		--network builtin --keeper "$PWD/bin/berth-keeper" --launch "$PWD/bin/berth-launch" >>"$dir/berth.log" 2>&1 8<&- &
 	daemon=$!
 }
@@ -109,41 +110,64 @@ await_node || { say "the node did not start"; exit 1; }
 came_up=yes
 bin/berth image load --run-dir "$dir/run" bin/demo-web.tar >/dev/null
 host_port=$(free_port)
-cat >"$dir/pod.json" <<JSON
-{"metadata": {"name": "demo", "namespace": "default", "uid": "demo"}, "hostname": "demo", "log_directory": "$dir/logs",
- "port_mappings": [{"container_port": $port, "host_port": $host_port}], "linux": {}}
-JSON
-cat >"$dir/container.json" <<JSON
-{"metadata": {"name": "web"}, "image": {"image": "$image"}, "log_path": "web.log", "linux": {},
- "labels": {"io.kubernetes.pod.name": "demo", "io.kubernetes.pod.namespace": "default"}}
-JSON
-pod=$(crictl runp "$dir/pod.json")
-container=$(crictl create "$pod" "$dir/container.json" "$dir/pod.json")
-crictl start "$container" >/dev/null
-mapfile -t ips < <(crictl inspectp --output go-template \
-	--template '{{.status.network.ip}}{{range .status.network.additionalIps}}{{"\n"}}{{.ip}}{{end}}' "$pod")
+cp -r packaging/demo/pods "$dir/pods"
+sed -i "s/hostPort: $port/hostPort: $host_port/" "$dir/pods/web.yaml"
 
-cri="${SUDO_USER:+sudo }$PWD/bin/tools/crictl -r unix://$socket"
-echo
-echo "A pod with a web server runs on this node. Its addresses: ${ips[*]}"
-echo
+# show prints a command, as one would type it, and what it says.
+show() {
+	echo
+	echo "\$ berth ${*@Q}" | sed "s/'\([a-z0-9=/.:-]*\)'/\1/gi"
+	berth "$@"
+}
+
+# fetch asks a web server as curl does, which may not be installed.
+fetch() {
+	exec 9<>"/dev/tcp/$1/$2"
+	printf 'GET / HTTP/1.0\r\n\r\n' >&9
+	sed '1,/^\r*$/d' <&9
+	exec 9>&-
+}
+
+show apply -f "$dir/pods"
+show wait --for=condition=Ready pod/web pod/vault --timeout=60s
+show get pods -o wide
+mapfile -t ips < <(berth get pod web -o 'jsonpath={range .status.podIPs[*]}{.ip}{"\n"}{end}')
 for ip in "${ips[@]}"; do
-	echo "    curl $(url "$ip" $port)"
+	echo $'\n'"\$ curl $(url "$ip" $port)"
+	fetch "$ip" $port
 done
-echo "    curl http://localhost:$host_port    # by a port of the host"
+show exec vault -- cat /keys/word
+echo
+echo
+echo "The web server is killed, and heals:"
+berth get pods -w >"$dir/watched" 2>&1 8<&- &
+watching=$!
+show exec web -c server -- kill 1
+show wait '--for=jsonpath={.status.containerStatuses[0].restartCount}=1' pod/web --timeout=60s
+show wait --for=condition=Ready pod/web --timeout=60s
+kill "$watching" && wait "$watching" || true
+echo
+cat "$dir/watched"
+
+own="${SUDO_USER:+sudo }$PWD/bin/berth"
+at="--run-dir $dir/run"
 cat <<TEXT
 
-Look around in another terminal:
+The node runs on. A port of this machine leads to the web server: curl http://localhost:$host_port
+In another terminal:
 
-    $cri pods
-    $cri ps
-    $cri logs -f ${container:0:13}
-    $cri stats
-    $cri images
-    $cri inspectp ${pod:0:13}
-    ${SUDO_USER:+sudo }$PWD/bin/berth check --run-dir $dir/run
+    $own get pods,configmaps,secrets,pvc $at
+    $own describe pod web $at
+    $own logs -f web $at
+    $own exec -it vault $at -- sh
+    $own top pods $at
+    $own events $at
+    $own apply $at -f $dir/pods    # after an edit there
+    $own delete $at -f $dir/pods
+    $own check $at
+    KUBECONFIG=$dir/run/kubeconfig kubectl get pods
 
-The node's log is $dir/berth.log. Ctrl-C ends the pod and the node, and leaves nothing behind.
+The node's log is $dir/berth.log. Ctrl-C ends the pods and the node, and leaves nothing behind.
 TEXT
 wait "$daemon" || { say "the node has failed"; exit 1; }
 daemon= came_up=
