@@ -70,8 +70,9 @@ var Fields = fields(
 	group{"DownwardAPIProjection", Honoured, "", "items"},
 	group{"ImageVolumeSource", Honoured, "", "reference pullPolicy"},
 
-	group{"Container", Honoured, "", `name image command args workingDir ports envFrom env resources resizePolicy restartPolicy restartPolicyRules volumeMounts
+	group{"Container", Honoured, "", `name image command args workingDir ports envFrom env resources restartPolicy restartPolicyRules volumeMounts
 		livenessProbe readinessProbe startupProbe lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin stdinOnce tty`},
+	group{"Container", Ignored, "an edit of resources replaces the pod", "resizePolicy"},
 	group{"Container", Refused, "volumes are directories here, not devices", "volumeDevices"},
 	group{"EphemeralContainer", Honoured, "", `name image command args workingDir envFrom env volumeMounts terminationMessagePath terminationMessagePolicy
 		imagePullPolicy securityContext stdin stdinOnce tty targetContainerName`},
@@ -88,7 +89,6 @@ var Fields = fields(
 	group{"FileKeySelector", Honoured, "", "volumeName path key optional"},
 	group{"ResourceRequirements", Honoured, "", "limits requests"},
 	group{"ResourceRequirements", Refused, "there is no dynamic allocation of devices here", "claims"},
-	group{"ContainerResizePolicy", Honoured, "", "resourceName restartPolicy"},
 	group{"ContainerRestartRule", Honoured, "", "action exitCodes"},
 	group{"ContainerRestartRuleOnExitCodes", Honoured, "", "operator values"},
 	group{"VolumeMount", Honoured, "", "name readOnly recursiveReadOnly mountPath subPath mountPropagation subPathExpr"},
