@@ -44,7 +44,8 @@ func (w *worker) lastWords(c *runtime.Container) string {
 	case words != "":
 		message += ": " + words
 	}
-	if limit := maxWordsOfPod / (len(w.pod.pod.Spec.Containers) + len(w.pod.pod.Spec.InitContainers)); len(message) > limit {
+	// The pod of a record that was lost has no containers, but what ran of it has.
+	if limit := maxWordsOfPod / max(1, len(w.pod.pod.Spec.Containers)+len(w.pod.pod.Spec.InitContainers)); len(message) > limit {
 		message = message[:limit]
 	}
 	if w.pod.messages == nil {

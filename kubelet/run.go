@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -204,7 +205,12 @@ func (k *Kubelet) adopt(s runtime.Sandbox, uid types.UID) *incarnation {
 	}
 	pod := &v1.Pod{}
 	pod.Namespace, pod.Name, pod.UID = name.Namespace, name.Name, uid
-	p := &incarnation{pod: pod}
+	for _, c := range k.cfg.Runtime.SandboxContainers(s.ID) {
+		if grace, err := strconv.ParseInt(c.Config.GetAnnotations()[podspec.TerminationGracePeriodAnnotation], 10, 64); err == nil {
+			pod.Spec.TerminationGracePeriodSeconds = &grace
+		}
+	}
+	p := &incarnation{pod: pod, saved: map[string][]byte{}}
 	p.memory.Finish(plan.End{Since: k.cfg.Now(), Remove: true})
 	return p
 }

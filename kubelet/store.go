@@ -115,10 +115,12 @@ func (s store) setAside(uid types.UID, file string) error {
 	return os.Rename(path, path+".damaged")
 }
 
-// save writes what has changed.
+// save writes what has changed. The folder is made once: it is not to come back while the pod is erased.
 func (s store) save(p *incarnation) error {
-	if err := os.MkdirAll(s.podDir(p.pod.UID), 0o711); err != nil {
-		return err
+	if len(p.saved) == 0 {
+		if err := os.MkdirAll(s.podDir(p.pod.UID), 0o711); err != nil {
+			return err
+		}
 	}
 	return errors.Join(
 		s.write(p, podFile, podRecord{recordVersion, p.pod, p.hash}),

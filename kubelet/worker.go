@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/probe"
@@ -85,7 +86,7 @@ func (w *worker) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		again, idle := w.step(ctx)
+		again, idle := w.guardedStep(ctx)
 		if idle && w.k.leave(w) {
 			return
 		}
@@ -100,6 +101,19 @@ func (w *worker) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// guardedStep keeps a fault in what is done for one pod to that pod.
+func (w *worker) guardedStep(ctx context.Context) (again time.Time, idle bool) {
+	var err error
+	defer func() {
+		if err != nil {
+			w.log.Error("looking after a pod failed, trying again", "err", err, "stack", string(err.(*errdefs.Panic).Stack))
+			again, idle = w.k.cfg.Now().Add(w.k.cfg.Limits.Retry), false
+		}
+	}()
+	defer errdefs.Recover(&err)
+	return w.step(ctx)
 }
 
 // step does all that is to be done now, and returns when to look again. It is idle if nothing is declared and nothing there.
@@ -117,7 +131,7 @@ func (w *worker) step(ctx context.Context) (again time.Time, idle bool) {
 			continue
 		}
 		p.memory, p.status = next.Memory, next.Status
-		if err := w.k.store.save(p); err != nil {
+		if err := w.k.store.save(p); err != nil && p.busy[(plan.Action{Kind: plan.Erase}).Key()] == nil {
 			w.log.Error("the state of a pod could not be kept; it goes on", "err", err)
 		}
 		for _, e := range next.Events {

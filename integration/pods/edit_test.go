@@ -115,6 +115,24 @@ func TestADamagedRecordEndsNothing(t *testing.T) {
 	}
 }
 
+func TestAPodThatNobodyKnowsGoes(t *testing.T) {
+	n := start(t)
+	n.write("p.yaml", podText("p", sleeper))
+	p := n.awaitReady("p")
+	n.Kill9(t)
+	if err := os.RemoveAll(filepath.Join(n.RootDir, "kubelet", "pods", string(p.UID), "pod.json")); err != nil {
+		t.Fatal(err)
+	}
+	n.remove("p.yaml")
+	if err := os.RemoveAll(filepath.Join(n.RootDir, "kubelet", "objects")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitGone("p")
+}
+
 func TestDrainAndAgain(t *testing.T) {
 	n, d := start(t), newDiary(t)
 	n.write("p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"+d.volume()+"  containers:\n"+noted("main"))

@@ -22,18 +22,18 @@ import (
 // A node runs the pods of a folder.
 type node struct {
 	*harness.Node
-	t         *testing.T
+	t         testing.TB
 	manifests string
 }
 
 // start starts a node with an empty folder. config is added to its configuration.
-func start(t *testing.T, config ...string) *node {
+func start(t testing.TB, config ...string) *node {
 	t.Helper()
 	return startOn(t, nil, config...)
 }
 
 // startOn is start with file systems of its own.
-func startOn(t *testing.T, tmpfs []harness.Tmpfs, config ...string) *node {
+func startOn(t testing.TB, tmpfs []harness.Tmpfs, config ...string) *node {
 	t.Helper()
 	if text := strings.Join(config, ""); !strings.Contains(text, "evictionHard") {
 		config = append(config, "  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n") // the machine's disk may be fuller than is good for a node

@@ -350,3 +350,14 @@ func TestAContainerRestartsWhereSomebodyWantsIt(t *testing.T) {
 	w.settle().said("(Killing Container a is restarted as requested)\nstop a0\npull a\nstart a #1").shows("Running; a running ready #1 last Error 143")
 	w.exit("a", 0).shows("Succeeded; a Completed 0 #1 last Error 143; not PodReadyToStartContainers Ready ContainersReady")
 }
+
+func TestARejectedPodHasNothing(t *testing.T) {
+	w := newWorld(t, withInit(pod(container("a")), container("i")))
+	w.o.Memory.Finish(End{Since: w.now, Phase: v1.PodFailed, Reason: "OutOfcpu", Message: Rejected + "Node didn't have enough resource: cpu"})
+	w.settle().said("tear down").shows("Failed OutOfcpu")
+	w.o.Memory.Finish(End{Since: w.now, Remove: true})
+	w.settle().said("erase").shows("Failed OutOfcpu")
+	if !w.last.Gone {
+		t.Error("it is not gone")
+	}
+}

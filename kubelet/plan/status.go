@@ -3,6 +3,7 @@ package plan
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -36,6 +37,10 @@ func (n *next) status() v1.PodStatus {
 		Conditions:         otherConditions(old.Conditions),
 	}
 	n.addresses(&s)
+	if e := n.m.End; e != nil && strings.HasPrefix(e.Message, Rejected) {
+		s.Phase, s.Reason, s.Message = e.Phase, e.Reason, e.Message // nothing of it has ever been there
+		return s
+	}
 	s.ContainerStatuses = n.statuses(n.pod.Spec.Containers, old.ContainerStatuses, false)
 	slices.SortFunc(s.ContainerStatuses, func(a, b v1.ContainerStatus) int { return cmp.Compare(a.Name, b.Name) })
 	s.InitContainerStatuses = n.statuses(n.pod.Spec.InitContainers, old.InitContainerStatuses, true)
