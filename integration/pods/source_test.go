@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -321,4 +322,54 @@ func (n *node) wakeups(seconds int) int {
 	before := count()
 	time.Sleep(time.Duration(seconds) * time.Second)
 	return count() - before
+}
+
+// What is applied rests for root alone, over a restart of the daemon too; a Secret is on a tmpfs in its pod. A file that declares the
+// same waits until it is deleted.
+func TestAppliedObjects(t *testing.T) {
+	n := start(t)
+	const word = "c2VzYW1lLWFwcGxpZWQ=" // sesame-applied
+	file := filepath.Join(t.TempDir(), "mine.yaml")
+	text := "apiVersion: v1\nkind: Secret\nmetadata: {name: key}\ndata: {word: " + word + "}\n---\n" +
+		podText("p", sleeper, "    volumeMounts: [{name: key, mountPath: /key}]\n") + "  volumes: [{name: key, secret: {secretName: key}}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.Berth(t, "apply", "-f", file)
+	before := n.awaitReady("p")
+	if got := n.exec("p", "sh", "-c", "cat /key/word; echo; grep ' /key ' /proc/mounts | cut -d' ' -f3"); got != "sesame-applied\ntmpfs" {
+		t.Errorf("the secret is %q", got)
+	}
+	found := 0
+	err := filepath.WalkDir(filepath.Join(n.RootDir, "kubelet"), func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(content, []byte(word)) && !bytes.Contains(content, []byte("sesame-applied")) {
+			return err
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(path, &fs); err != nil || fs.Type == 0x01021994 { // a tmpfs: that of the pod
+			return err
+		}
+		found++
+		if st.Mode().Perm() != 0o600 || !strings.HasPrefix(path, filepath.Join(n.RootDir, "kubelet", "objects")) {
+			t.Errorf("the secret is in %s, mode %v", path, st.Mode())
+		}
+		return nil
+	})
+	if err != nil || found != 1 {
+		t.Errorf("the secret rests in %d files, %v", found, err)
+	}
+	n.Restart(t)
+	n.write("p.yaml", podText("p", "exec sleep 1000"))
+	n.awaitLog("p.yaml:1: Pod default/p is declared by berth apply already")
+	n.same(before, "a file that declares the same")
+	n.Berth(t, "delete", "-f", file)
+	n.await("p", "that of the file", func(p *v1.Pod) bool { return p.UID != before.UID && isReady(p) && len(p.Spec.Volumes) == 0 })
 }
