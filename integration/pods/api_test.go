@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/console"
+
 	"github.com/berth-node/berth/integration/harness"
 	"github.com/berth-node/berth/integration/images"
 )
@@ -562,4 +564,60 @@ func tokenOf(t *testing.T, n *node) string {
 		t.Fatal(err)
 	}
 	return string(config)
+}
+
+// TestTerminal has a user's terminal be the one in the container, with its size, also when that changes.
+func TestTerminal(t *testing.T) {
+	n := start(t)
+	n.write("web.yaml", podText("web", sleeper))
+	n.awaitReady("web")
+	for _, u := range []tool{n.berth(), n.kubectl()} {
+		pty, name, err := console.NewPty()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pty.Close()
+		if err := pty.Resize(console.WinSize{Width: 77, Height: 33}); err != nil {
+			t.Fatal(err)
+		}
+		tty, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), harness.Patience(30*time.Second))
+		defer cancel()
+		cmd := u.command(ctx, "exec", "-it", "web", "--", "sh", "-c", 
+			"stty size; while [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; stty size; read line; echo bye $line; exit 4")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		tty.Close()
+		in := bufio.NewReader(pty)
+		await := func(want string) {
+			t.Helper()
+			for said := ""; ; {
+				line, err := in.ReadString('\n')
+				if said += line; strings.Contains(line, want) {
+					return
+				}
+				if err != nil {
+					t.Fatalf("%s: no %q but %q, %v", u.name, want, said, err)
+				}
+			}
+		}
+		await("33 77")
+		if err := pty.Resize(console.WinSize{Width: 99, Height: 44}); err != nil {
+			t.Fatal(err)
+		}
+		await("44 99")
+		if _, err := io.WriteString(pty, "friend\n"); err != nil {
+			t.Fatal(err)
+		}
+		await("bye friend")
+		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 4 {
+			t.Errorf("%s: %v", u.name, err)
+		}
+	}
 }
