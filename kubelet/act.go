@@ -420,7 +420,7 @@ func (k *Kubelet) teardown(ctx context.Context, pod *v1.Pod) result {
 		return result{Result: plan.Result{Err: err}}
 	}
 	k.cfg.Users.Release(pod.UID)
-	return result{apply: func(p *incarnation) { p.tornDown, p.prepared, p.mounted = true, false, false }}
+	return result{apply: func(p *incarnation) { p.tornDown, p.prepared, p.mounted, p.freed = true, false, false, true }}
 }
 
 // erase removes the last of a pod: its logs, and its folder.

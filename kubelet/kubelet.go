@@ -83,6 +83,8 @@ type Kubelet struct {
 	empty   *sync.Cond
 	// ctx is that of Run.
 	ctx context.Context
+	// admission is held from the question whether a pod may run until it counts.
+	admission sync.Mutex
 	// refused are pods that were not admitted, or were evicted: they are looked at again when another one ends.
 	refused map[*worker]bool
 }

@@ -34,13 +34,15 @@ type incarnation struct {
 
 	// What follows is found out anew by each daemon.
 	prepared, mounted, tornDown, erased bool
-	changes, refreshed                  int // of objects that it uses; and how many of them its volumes show
-	users                               *cri.UserNamespace
-	volumes                             map[string]podspec.Volume
-	images                              map[string]pull.Image // by container
-	busy                                map[string]*operation
-	messages                            map[string]string // last words, by container ID
-	shown                               *v1.Pod
+	// freed says that the pod has just left what it used to others.
+	freed              bool
+	changes, refreshed int // of objects that it uses; and how many of them its volumes show
+	users              *cri.UserNamespace
+	volumes            map[string]podspec.Volume
+	images             map[string]pull.Image // by container
+	busy               map[string]*operation
+	messages           map[string]string // last words, by container ID
+	shown              *v1.Pod
 }
 
 // A worker looks after all pods of one name, one at a time: an edit that cannot be made in place begins when nothing is left
@@ -166,8 +168,13 @@ func (w *worker) begin() bool {
 	w.k.mu.Lock()
 	w.k.uids[w.pod.pod.UID] = w
 	w.k.mu.Unlock()
+	// One at a time, and seen by the next: two that do not fit beside each other must not both get in.
+	w.k.admission.Lock()
+	defer w.k.admission.Unlock()
 	if r := w.k.admit(w.pod.pod); r != nil {
 		w.refuse(r)
+	} else {
+		w.publish()
 	}
 	return true
 }
@@ -325,14 +332,14 @@ func (w *worker) publish() {
 		}
 		pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, grace
 	}
-	if s := p.shown; s != nil && s.Generation == pod.Generation && s.DeletionTimestamp.Equal(pod.DeletionTimestamp) &&
-		maps.Equal(s.Labels, pod.Labels) && maps.Equal(s.Annotations, pod.Annotations) && equality.Semantic.DeepEqual(s.Status, pod.Status) {
-		return
+	if s := p.shown; s == nil || s.Generation != pod.Generation || !s.DeletionTimestamp.Equal(pod.DeletionTimestamp) ||
+		!maps.Equal(s.Labels, pod.Labels) || !maps.Equal(s.Annotations, pod.Annotations) || !equality.Semantic.DeepEqual(s.Status, pod.Status) {
+		p.shown = &pod
+		w.k.pods.Put(&pod)
 	}
-	p.shown = &pod
-	w.k.pods.Put(&pod)
-	if e := p.memory.End; e != nil && !e.Remove && p.tornDown {
-		w.k.Reconsider() // it does not count any more
+	if p.freed { // the others have been shown so first
+		p.freed = false
+		w.k.Reconsider()
 	}
 }
 

@@ -175,7 +175,7 @@ func (n *node) configz() map[string]any {
 		"staticPodPath": n.cfg.Manifests, "fileCheckFrequency": metav1.Duration{Duration: n.cfg.ManifestsRescan}, "address": n.portAddress(),
 		"clusterDNS": c.ClusterDNS, "clusterDomain": c.ClusterDomain, "resolvConf": c.ResolvConf, "podLogsDir": c.PodLogsDir,
 		"seccompDefault": c.SeccompDefault, "cgroupRoot": c.CgroupRoot, "cgroupDriver": string(n.cgroups.Driver), "podPidsLimit": c.PodPidsLimit,
-		"maxPods": maxPods, "authentication": map[string]any{"anonymous": map[string]any{"enabled": false}}, "readOnlyPort": 0,
+		"maxPods": c.MaxPods, "authentication": map[string]any{"anonymous": map[string]any{"enabled": false}}, "readOnlyPort": 0,
 		"crashLoopBackOff":         map[string]any{"maxContainerRestartPeriod": metav1.Duration{Duration: c.CrashLoopBackOff.Max}},
 		"containerRuntimeEndpoint": fmt.Sprintf("unix://%s", n.cfg.CRISocket),
 	}

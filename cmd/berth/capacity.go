@@ -31,11 +31,8 @@ func resourceNode(host *cgroups.Host, c config.Kubelet) (*resource.Node, error) 
 	}, nil
 }
 
-// maxPods is how many pods a node takes.
-const maxPods = 500
-
 // capacity is what the machine has: all of it is for pods.
-func capacity(node *resource.Node, root string) (v1.ResourceList, error) {
+func capacity(node *resource.Node, root string, maxPods int) (v1.ResourceList, error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(root, &disk); err != nil {
 		return nil, &os.PathError{Op: "statfs", Path: root, Err: err}
@@ -43,7 +40,7 @@ func capacity(node *resource.Node, root string) (v1.ResourceList, error) {
 	all := v1.ResourceList{
 		v1.ResourceCPU:              *apiresource.NewQuantity(int64(gort.NumCPU()), apiresource.DecimalSI),
 		v1.ResourceMemory:           *apiresource.NewQuantity(node.MemoryCapacity, apiresource.BinarySI),
-		v1.ResourcePods:             *apiresource.NewQuantity(maxPods, apiresource.DecimalSI),
+		v1.ResourcePods:             *apiresource.NewQuantity(int64(maxPods), apiresource.DecimalSI),
 		v1.ResourceEphemeralStorage: *apiresource.NewQuantity(int64(disk.Blocks)*disk.Bsize, apiresource.BinarySI),
 	}
 	for _, size := range node.HugePageSizes {

@@ -47,6 +47,7 @@ type self struct {
 	able       podspec.Abilities
 	// allocatable is what all pods together may request.
 	allocatable v1.ResourceList
+	room        *room
 
 	end  context.CancelFunc
 	done chan error // has one value when all has ended
@@ -73,11 +74,17 @@ func (n *node) openSelf() (*self, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.allocatable, err = capacity(facts, n.cfg.RootDir); err != nil {
+	if s.allocatable, err = capacity(facts, n.cfg.RootDir, c.MaxPods); err != nil {
 		return nil, err
 	}
+	s.room = newRoom(s.allocatable, s.preempt)
 	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, s.allocatable, n.log)
-	s.able = podspec.Abilities{AppArmor: appArmorEnabled(), SupplementalGroups: true}
+	for _, pattern := range c.UnsafeSysctls {
+		if err := podspec.CheckSysctlPattern(pattern); err != nil {
+			return nil, fmt.Errorf("kubelet.allowedUnsafeSysctls: %w", err)
+		}
+	}
+	s.able = podspec.Abilities{Sysctls: c.UnsafeSysctls, AppArmor: appArmorEnabled(), SupplementalGroups: true}
 	if s.spec, err = n.podSpec(s, facts); err != nil {
 		return nil, err
 	}
@@ -191,10 +198,25 @@ func (s *self) admit(pod *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
 	if r := s.guardian.admit(pod); r != nil {
 		return r
 	}
-	if all := resource.Obstacles(pod, others, s.allocatable); len(all) > 0 {
-		return &kubelet.Refusal{Reason: all[0].Reason, Message: all[0].Message}
+	if o := s.room.ask(pod, others, s.waits); o != nil {
+		return &kubelet.Refusal{Reason: o.Reason, Message: o.Message}
 	}
 	return nil
+}
+
+// waits says that the pod of a name is declared and not let in.
+func (s *self) waits(name types.NamespacedName) bool {
+	_, declared := s.declared.Get(manifest.Key{Kind: manifest.Pod, Namespace: name.Namespace, Name: name.Name})
+	p, there := s.kubelet.Pods().Get(name.Namespace, name.Name)
+	return declared && (!there || p.Status.Phase == v1.PodFailed)
+}
+
+// preempt ends a pod for a more important one, in upstream's words.
+func (s *self) preempt(victim *v1.Pod) {
+	const message = "Preempted in order to admit critical pod"
+	s.events.Eventf(event.About(victim), v1.EventTypeWarning, "Preempting", message)
+	// One that is not there any more has gone by itself.
+	_ = s.kubelet.Evict(victim.UID, "Preempting", message, "Pod was preempted by Kubelet to accommodate a critical pod.", nil)
 }
 
 // appArmorEnabled says whether the kernel has AppArmor switched on.

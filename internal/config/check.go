@@ -115,6 +115,9 @@ func (c *Config) checkKubelet(fault func(key, words string)) {
 	if k.EvictionMaxGrace < 0 {
 		fault("kubelet.evictionMaxPodGracePeriod", fmt.Sprintf("%d is less than nothing", k.EvictionMaxGrace))
 	}
+	if k.MaxPods < 1 {
+		fault("kubelet.maxPods", fmt.Sprintf("%d is less than one", k.MaxPods))
+	}
 	if k.PodPidsLimit < 0 {
 		fault("kubelet.podPidsLimit", fmt.Sprintf("%d is less than nothing", k.PodPidsLimit))
 	}

@@ -153,6 +153,8 @@ type Kubelet struct {
 	ImagePullBackOff BackOff  `yaml:"imagePullBackOff"`
 	LimitedSwap      bool     `yaml:"limitedSwap"`
 	PodPidsLimit     int      `yaml:"podPidsLimit"`
+	MaxPods          int      `yaml:"maxPods"`
+	UnsafeSysctls    []string `yaml:"allowedUnsafeSysctls"`
 	CredentialConfig string   `yaml:"imageCredentialProviderConfig"`
 	CredentialBinDir string   `yaml:"imageCredentialProviderBinDir"`
 

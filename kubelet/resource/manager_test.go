@@ -138,7 +138,7 @@ func TestManager(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		m.want(t, m.tree.Node(), map[string]string{"memory": "4294967296", "shares": m.weight("2048", "170")})
+		m.want(t, m.tree.Node(), map[string]string{"memory": "4294967296", "shares": m.weight("2048", "174")})
 		m.want(t, m.tree.Class(v1.PodQOSBurstable), map[string]string{"shares": m.weight("256", "35"), "memory": "max"})
 		m.want(t, m.tree.Class(v1.PodQOSBestEffort), map[string]string{"shares": m.weight("2", "1"), "memory": "max"})
 		m.want(t, m.Parent(sure), map[string]string{"memory": "67108864", "quota": "max", "pids": "50", "shares": m.weight("512", "59")})
@@ -153,7 +153,7 @@ func TestManager(t *testing.T) {
 		if err := m.EnsurePod(ctx, second); err != nil {
 			t.Fatal(err)
 		}
-		m.want(t, m.tree.Class(v1.PodQOSBurstable), map[string]string{"shares": m.weight("1280", "122")})
+		m.want(t, m.tree.Class(v1.PodQOSBurstable), map[string]string{"shares": m.weight("1280", "120")})
 
 		uids, err := m.Pods()
 		slices.Sort(uids)

@@ -1,0 +1,142 @@
+//go:build integration
+
+package pods
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/sys/capability"
+	v1 "k8s.io/api/core/v1"
+)
+
+// podLimit reads a limit of a pod's cgroup: by controller and file on v1, by file on v2.
+func (n *node) podLimit(p *v1.Pod, v1File, v2File string) string {
+	n.t.Helper()
+	var found []string
+	for _, root := range []string{"/sys/fs/cgroup/" + filepath.Dir(v1File), "/sys/fs/cgroup"} {
+		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if err != nil {
+				return nil // it went
+			}
+			name := strings.ReplaceAll(d.Name(), "_", "-")
+			if d.IsDir() && strings.HasSuffix(strings.TrimSuffix(name, ".slice"), "pod"+string(p.UID)) {
+				file := filepath.Base(v1File)
+				if _, err := os.Stat(filepath.Join(path, v2File)); err == nil {
+					file = v2File
+				}
+				data, err := os.ReadFile(filepath.Join(path, file))
+				if err == nil {
+					found = append(found, strings.TrimSpace(string(data)))
+				}
+				return filepath.SkipDir
+			}
+			return nil
+		})
+		if err == nil && len(found) > 0 {
+			return found[0]
+		}
+	}
+	n.t.Fatalf("no limit %s or %s of pod %s", v1File, v2File, p.Name)
+	return ""
+}
+
+func TestLimits(t *testing.T) {
+	n := start(t, "  podPidsLimit: 64\n")
+	n.write("sure.yaml", spec("sure", "", "    resources: {limits: {cpu: 500m, memory: 64Mi}}\n"))
+	n.write("burstable.yaml", spec("burstable", "", "    resources: {requests: {cpu: 250m, memory: 32Mi}}\n"))
+	n.write("best.yaml", spec("best", "", ""))
+	sure, burstable, best := n.awaitReady("sure"), n.awaitReady("burstable"), n.awaitReady("best")
+	if sure.Status.QOSClass != v1.PodQOSGuaranteed || burstable.Status.QOSClass != v1.PodQOSBurstable || best.Status.QOSClass != v1.PodQOSBestEffort {
+		t.Errorf("%s %s %s", sure.Status.QOSClass, burstable.Status.QOSClass, best.Status.QOSClass)
+	}
+	if got := n.podLimit(sure, "memory/memory.limit_in_bytes", "memory.max"); got != "67108864" {
+		t.Errorf("memory of the pod: %s", got)
+	}
+	if got := n.podLimit(sure, "cpu/cpu.cfs_quota_us", "cpu.max"); got != "50000" && got != "50000 100000" {
+		t.Errorf("CPU time of the pod: %s", got)
+	}
+	if got := n.podLimit(burstable, "cpu/cpu.shares", "cpu.weight"); got != "256" && got != "35" {
+		t.Errorf("shares of the pod: %s", got)
+	}
+	if got := n.podLimit(best, "pids/pids.max", "pids.max"); got != "64" {
+		t.Errorf("processes of the pod: %s", got)
+	}
+	if got := n.sh("best", "main", "cat /proc/1/oom_score_adj"); got != "1000" {
+		t.Errorf("best has the score %s", got)
+	}
+	// Without CAP_SYS_RESOURCE a score cannot be lowered.
+	if got := n.sh("sure", "main", "cat /proc/1/oom_score_adj"); got != "-997" && (got != "0" || canLowerScores(t)) {
+		t.Errorf("sure has the score %s", got)
+	}
+	if got := n.sh("burstable", "main", "cat /proc/1/oom_score_adj"); got < "3" || got == "1000" {
+		t.Errorf("burstable has the score %s", got)
+	}
+}
+
+func canLowerScores(t *testing.T) bool {
+	t.Helper()
+	set, err := capability.NewPid2(0)
+	if err == nil {
+		err = set.Load()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE)
+}
+
+// A pod that does not fit says so, and runs when there is room; a more important one makes room.
+func TestPodsThatDoNotFit(t *testing.T) {
+	n := start(t, "  maxPods: 2\n")
+	n.write("a.yaml", spec("a", "", ""))
+	n.write("b.yaml", spec("b", "  priority: 5\n", ""))
+	n.awaitReady("a")
+	n.awaitReady("b")
+	n.write("c.yaml", spec("c", "", ""))
+	c := n.awaitPhase("c", v1.PodFailed)
+	if c.Status.Reason != "OutOfpods" || c.Status.Message != "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: 2, capacity: 2" {
+		t.Errorf("%s: %s", c.Status.Reason, c.Status.Message)
+	}
+	n.write("d.yaml", spec("d", "  priority: 10\n", ""))
+	n.awaitReady("d")
+	a := n.awaitPhase("a", v1.PodFailed)
+	if !strings.Contains(a.Status.Reason+a.Status.Message, "Preempt") && a.Status.Reason != "OutOfpods" {
+		t.Errorf("%s: %s", a.Status.Reason, a.Status.Message)
+	}
+	if b := n.awaitReady("b"); b.Status.Phase != v1.PodRunning {
+		t.Errorf("b is %s", b.Status.Phase)
+	}
+	n.remove("d.yaml")
+	n.awaitGone("d")
+	n.await("a", "or c ready", func(*v1.Pod) bool {
+		for _, p := range n.pods() {
+			if (p.Name == "a" || p.Name == "c") && isReady(p) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func TestPortsThatAreTaken(t *testing.T) {
+	n := start(t)
+	port := func(name, address string) string {
+		return spec(name, "", fmt.Sprintf("    ports: [{containerPort: 80, hostPort: 18080, hostIP: '%s'}]\n", address))
+	}
+	n.write("a.yaml", port("a", "127.0.0.1"))
+	n.awaitReady("a")
+	// The same port of the other family is another one (trap 40).
+	n.write("b.yaml", port("b", "::1"))
+	n.awaitReady("b")
+	n.write("c.yaml", port("c", "0.0.0.0"))
+	c := n.awaitPhase("c", v1.PodFailed)
+	if c.Status.Reason != "NodePorts" {
+		t.Errorf("%s: %s", c.Status.Reason, c.Status.Message)
+	}
+	n.remove("a.yaml")
+	n.awaitReady("c")
+}
