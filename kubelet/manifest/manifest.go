@@ -97,22 +97,18 @@ func (f *Fault) Error() string {
 func (f *Fault) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 // Faults returns all faults in an error of [Decode], or in what wraps or joins such errors.
-func Faults(err error) []*Fault {
-	var f *Fault
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // its tree is walked here
-		var all []*Fault
-		for _, e := range joined.Unwrap() {
-			all = append(all, Faults(e)...)
+func Faults(err error) (all []*Fault) {
+	switch e := err.(type) {
+	case *Fault:
+		return []*Fault{e}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			all = append(all, Faults(inner)...)
 		}
-		return all
+	case interface{ Unwrap() error }:
+		return Faults(e.Unwrap())
 	}
-	if inner := errors.Unwrap(err); inner != nil && !errors.As(err, &f) {
-		return Faults(inner)
-	}
-	if errors.As(err, &f) {
-		return []*Fault{f}
-	}
-	return nil
+	return all
 }
 
 // Decode reads the documents in data; file is for the words only. It returns all objects, or an error with all [Faults] of
