@@ -586,7 +586,7 @@ func TestTerminal(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), harness.Patience(30*time.Second))
 		defer cancel()
-		cmd := u.command(ctx, "exec", "-it", "web", "--", "sh", "-c", 
+		cmd := u.command(ctx, "exec", "-it", "web", "--", "sh", "-c",
 			"stty size; while [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; stty size; read line; echo bye $line; exit 4")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

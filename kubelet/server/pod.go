@@ -222,8 +222,8 @@ func (s *Server) handleDelete(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if p := options.Preconditions; p != nil && p.UID != nil && *p.UID != object.GetUID() {
-		fail(w, apierrors.NewConflict(schema.GroupResource{Resource: resource}, name,
-			fmt.Errorf("Precondition failed: UID in precondition: %v, UID in object meta: %v", *p.UID, object.GetUID())))
+		why := fmt.Sprintf("Precondition failed: UID in precondition: %v, UID in object meta: %v", *p.UID, object.GetUID())
+		fail(w, apierrors.NewConflict(schema.GroupResource{Resource: resource}, name, errors.New(why)))
 		return
 	}
 	if len(options.DryRun) > 0 {
