@@ -72,7 +72,8 @@ func (r *Runner) Run(ctx context.Context, h *v1.LifecycleHandler, pod *v1.Pod, c
 		}
 	default:
 		// tcpSocket too: the API keeps it for the sake of old objects, and no kubelet has ever run it.
-		return fmt.Errorf("Cannot run handler: invalid handler: %v", h) //nolint:staticcheck // upstream's words
+		//lint:ignore ST1005 upstream's words
+		return fmt.Errorf("Cannot run handler: invalid handler: %v", h)
 	}
 	return nil
 }

@@ -88,6 +88,7 @@ func (n *Node) hostDNS() (*cri.DNSConfig, error) {
 	}
 	config, err := parseResolvConf(data)
 	if err != nil {
+		//lint:ignore ST1005 upstream's words
 		return nil, fmt.Errorf("Encountered error while parsing resolv conf file. Error: %w", err)
 	}
 	return config, nil

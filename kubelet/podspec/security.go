@@ -54,7 +54,8 @@ func (n *Node) security(pod *v1.Pod, c *v1.Container, in ContainerInputs) (*cri.
 	if out.Seccomp, err = n.seccomp(pod, c); err != nil {
 		return nil, err
 	}
-	out.Apparmor, out.ApparmorProfile, err = apparmor(pod, c) //nolint:staticcheck // older runtimes read the old field
+	//lint:ignore SA1019 older runtimes read the old field
+	out.Apparmor, out.ApparmorProfile, err = apparmor(pod, c)
 	return out, err
 }
 
@@ -156,7 +157,8 @@ func (n *Node) seccomp(pod *v1.Pod, c *v1.Container) (*cri.SecurityProfile, erro
 	}
 	// An empty one must not mean the folder, which a runtime might take for no profile (CVE-2023-2431).
 	if profile.LocalhostProfile == nil || *profile.LocalhostProfile == "" {
-		return nil, errors.New("localhostProfile must be set if seccompProfile type is Localhost.") //nolint:staticcheck // upstream's words
+		//lint:ignore ST1005 upstream's words
+		return nil, errors.New("localhostProfile must be set if seccompProfile type is Localhost.")
 	}
 	return &cri.SecurityProfile{
 		ProfileType:  cri.SecurityProfile_Localhost,

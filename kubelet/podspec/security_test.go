@@ -211,8 +211,10 @@ func TestAppArmor(t *testing.T) {
 				return
 			}
 			want := &cri.SecurityProfile{ProfileType: c.kind, LocalhostRef: c.ref}
-			if !proto.Equal(got.Apparmor, want) || got.ApparmorProfile != c.old { //nolint:staticcheck // older runtimes read it
-				t.Errorf("%v %q, want %v %q", got.Apparmor, got.ApparmorProfile, want, c.old) //nolint:staticcheck // as above
+			//lint:ignore SA1019 older runtimes read it
+			if !proto.Equal(got.Apparmor, want) || got.ApparmorProfile != c.old {
+				//lint:ignore SA1019 as above
+				t.Errorf("%v %q, want %v %q", got.Apparmor, got.ApparmorProfile, want, c.old)
 			}
 		})
 	}
