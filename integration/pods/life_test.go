@@ -68,7 +68,7 @@ func TestInitContainersAndSidecarsInOrder(t *testing.T) {
 	n, d := start(t), newDiary(t)
 	always := "    restartPolicy: Always\n"
 	n.write("p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  terminationGracePeriodSeconds: 10\n"+d.volume()+"  initContainers:\n"+
-		noted("s1", always, "    startupProbe: {exec: {command: [sh, -c, 'echo s1-up >> /diary/notes']}}\n")+
+		noted("s1", always, "    startupProbe: {periodSeconds: 1, exec: {command: [sh, -c, 'grep s1 /diary/notes && echo s1-up >> /diary/notes']}}\n")+
 		fmt.Sprintf("  - name: init\n    image: %s\n    command: [sh, -c, %q]\n", images.Tools, noting+"note init")+diaryMount+
 		noted("s2", always)+"  containers:\n"+noted("main"))
 	p := n.awaitReady("p")
