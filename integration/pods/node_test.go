@@ -36,7 +36,8 @@ func start(t testing.TB, config ...string) *node {
 func startOn(t testing.TB, tmpfs []harness.Tmpfs, config ...string) *node {
 	t.Helper()
 	if text := strings.Join(config, ""); !strings.Contains(text, "evictionHard") {
-		config = append(config, "  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n") // the machine's disk may be fuller than is good for a node
+		// The machine's disk may be fuller than is good for a node. It comes first: what follows may be of another section.
+		config = append([]string{"  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n"}, config...)
 	}
 	dir := t.TempDir()
 	n := &node{t: t, manifests: filepath.Join(dir, "manifests")}
