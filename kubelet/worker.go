@@ -89,8 +89,11 @@ func (w *worker) run(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		again, idle := w.guardedStep(ctx)
-		if idle && w.k.leave(w) {
-			return
+		if idle {
+			if w.k.leave(w) {
+				return
+			}
+			continue // it was woken meanwhile, by what leave has taken
 		}
 		timer.Stop()
 		if !again.IsZero() {
