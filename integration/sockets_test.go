@@ -4,9 +4,11 @@ package integration
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -124,7 +127,7 @@ func TestSocketsAreForRoot(t *testing.T) {
 	app := pod.Idle(t, "app")
 	app.Exec(t, "true") // a launcher at work
 	unixSockets, tcp, others := listening(t, n)
-	if len(unixSockets) < 3 || len(tcp) != 1 || len(others) > 0 {
+	if len(unixSockets) < 4 || len(tcp) != 2 || len(others) > 0 { // the ports: of streams, and of the node's own API
 		t.Fatalf("the node listens on %q and %q, and can be reached by %q", unixSockets, tcp, others)
 	}
 	for _, path := range unixSockets {
@@ -145,26 +148,37 @@ func TestSocketsAreForRoot(t *testing.T) {
 			t.Errorf("%s: %v, %v", path, st, err)
 		}
 	}
-	address := netip.MustParseAddrPort(tcp[0])
-	if !address.Addr().IsLoopback() {
-		t.Errorf("the port for streams is at %s", address)
+	withTLS := 0
+	for _, listener := range tcp {
+		address := netip.MustParseAddrPort(listener)
+		if !address.Addr().IsLoopback() {
+			t.Errorf("a port is at %s", address)
+		}
+		if refusedByTLS(t, listener) {
+			withTLS++
+		}
+		for _, path := range []string{"/", "/exec/", "/exec/x", "/metrics", "/debug/pprof/"} {
+			c, err := net.Dial("tcp", address.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+			answer := make([]byte, 15)
+			_, _ = c.Read(answer)
+			c.Close()
+			if !slices.Contains([]string{"HTTP/1.1 404", "HTTP/1.1 301", "HTTP/1.0 400"}, string(answer[:12])) {
+				t.Errorf("%s of %s without a token: %q", path, address, answer)
+			}
+		}
 	}
-	for _, path := range []string{"/", "/exec/", "/exec/x", "/metrics", "/debug/pprof/"} {
-		c, err := net.Dial("tcp", address.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
-		answer := make([]byte, 15)
-		_, _ = c.Read(answer)
-		c.Close()
-		if !strings.HasPrefix(string(answer), "HTTP/1.1 404") && !strings.HasPrefix(string(answer), "HTTP/1.1 301") {
-			t.Errorf("%s without a token: %q", path, answer)
-		}
+	if withTLS != 1 {
+		t.Errorf("%d ports speak TLS and refuse who has no token, want that of the API", withTLS)
 	}
 	// A pod has a network of its own, in which the port is not there.
-	if got := app.Exec(t, "sh", "-c", fmt.Sprintf("nc -w 1 127.0.0.1 %d </dev/null && echo reached || echo no", address.Port())); got != "no" {
-		t.Errorf("from a pod: %s", got)
+	for _, address := range tcp {
+		if got := app.Exec(t, "sh", "-c", fmt.Sprintf("nc -w 1 127.0.0.1 %d </dev/null && echo reached || echo no", netip.MustParseAddrPort(address).Port())); got != "no" {
+			t.Errorf("from a pod: %s", got)
+		}
 	}
 	// One in the host's network reaches the port, for what that is worth, and no file of the node's.
 	host := n.RunPod(t, "hostnet", func(c *cri.PodSandboxConfig) {
@@ -173,13 +187,30 @@ func TestSocketsAreForRoot(t *testing.T) {
 	other := host.Idle(t, "app", func(c *cri.ContainerConfig) {
 		c.Linux.SecurityContext.NamespaceOptions = host.Config.Linux.SecurityContext.NamespaceOptions
 	})
-	reach := fmt.Sprintf("for path in / /exec/x /attach/x /portforward/x; do wget -qO- http://127.0.0.1:%d$path && echo reached; done; true", address.Port())
-	if got := other.Exec(t, "sh", "-c", reach); strings.Contains(got, "reached") {
-		t.Errorf("from a pod in the host's network, without a token: %s", got)
+	for _, address := range tcp {
+		reach := fmt.Sprintf("for path in / /exec/x /attach/x /portforward/x; do wget -qO- http://%s$path && echo reached; done; true", address)
+		if got := other.Exec(t, "sh", "-c", reach); strings.Contains(got, "reached") {
+			t.Errorf("from a pod in the host's network, without a token: %s", got)
+		}
 	}
 	if got := other.Exec(t, "sh", "-c", "grep -c @ /proc/net/unix; test -e "+n.Socket+" && echo reached || echo no"); !strings.HasSuffix(got, "no") {
 		t.Errorf("from a pod in the host's network: %s", got)
 	}
+}
+
+// refusedByTLS reports whether a port speaks TLS; it must then refuse who has no token.
+func refusedByTLS(t *testing.T, address string) bool {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	resp, err := client.Get("https://" + address + "/api/v1/pods")
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("%s without a token: %s", address, resp.Status)
+	}
+	return true
 }
 
 // dialAs connects to a Unix socket as another user.
