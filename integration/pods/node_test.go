@@ -24,6 +24,7 @@ type node struct {
 	*harness.Node
 	t         testing.TB
 	manifests string
+	foreign   []string // namespaces of other nodes' pods, by their mount points
 }
 
 // start starts a node with an empty folder. config is added to its configuration.
@@ -40,7 +41,7 @@ func startOn(t testing.TB, tmpfs []harness.Tmpfs, config ...string) *node {
 		config = append([]string{"  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n"}, config...)
 	}
 	dir := t.TempDir()
-	n := &node{t: t, manifests: filepath.Join(dir, "manifests")}
+	n := &node{t: t, manifests: filepath.Join(dir, "manifests"), foreign: mountsBelow(t, "/run/netns")}
 	if err := os.Mkdir(n.manifests, 0o755); err != nil {
 		t.Fatal(err)
 	}

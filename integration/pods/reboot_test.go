@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,6 +27,9 @@ func (n *node) reboot() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		for _, mount := range mountsBelow(n.t, dir) {
+			if slices.Contains(n.foreign, mount) {
+				continue
+			}
 			if err := syscall.Unmount(mount, syscall.MNT_DETACH); err != nil {
 				n.t.Fatalf("%s: %v", mount, err)
 			}
@@ -45,8 +49,9 @@ func (n *node) reboot() {
 	}
 }
 
-// processes are the node's keeper and launchers, and all that runs in cgroups of pods.
+// processes are the node's keeper and launchers, and all that runs in the cgroups of its pods.
 func (n *node) processes() (pids []int) {
+	pods := n.pods()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		n.t.Fatal(err)
@@ -58,7 +63,10 @@ func (n *node) processes() (pids []int) {
 		}
 		args, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
 		groups, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cgroup"))
-		if strings.Contains(string(args), n.RunDir) && pid != os.Getpid() || strings.Contains(string(groups), "/kubepods") {
+		if strings.Contains(string(args), n.RunDir) && pid != os.Getpid() || slices.ContainsFunc(pods, func(p *v1.Pod) bool {
+			uid := string(p.UID)
+			return strings.Contains(string(groups), uid) || strings.Contains(string(groups), strings.ReplaceAll(uid, "-", "_")) // as systemd's slices have it
+		}) {
 			pids = append(pids, pid)
 		}
 	}
