@@ -152,7 +152,7 @@ spec:
   containers:
   - name: main
     image: %s
-    command: [sh, -c, "echo hello; echo trouble >&2; mkdir -p /www; echo page > /www/index.html; exec httpd -f -p 8080 -h /www"]
+    command: [sh, -c, "echo hello; sleep 1; echo trouble >&2; mkdir -p /www; echo page > /www/index.html; exec httpd -f -p 8080 -h /www"]
     ports: [{name: http, containerPort: 8080}]
     env: [{name: WHO, value: me}, {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
     resources: {limits: {memory: 64Mi}, requests: {cpu: 10m}}
