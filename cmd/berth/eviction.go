@@ -52,8 +52,8 @@ func (n *node) newGuardian(s *self, dir string) (*guardian, error) {
 	observe := evict.Node("/proc", dir, filepath.Join(n.cfg.RootDir, "images"))
 	g.images = evict.NewImages(evict.ImageConfig{
 		High: k.ImageGCHigh, Low: k.ImageGCLow, MinAge: k.ImageMinAge, MaxAge: k.ImageMaxAge,
-		Disk: func() (evict.Observation, error) {
-			all, err := observe(context.Background())
+		Disk: func(ctx context.Context) (evict.Observation, error) {
+			all, err := observe(ctx)
 			return all[evict.ImageFsAvailable], err
 		},
 		List: g.list, InUse: func() map[string]bool { return g.inUse(s) },

@@ -30,7 +30,7 @@ type ImageConfig struct {
 	High, Low int
 	// MinAge is how long an image that nobody uses is kept at least; MaxAge how long at most, 0 for ever.
 	MinAge, MaxAge time.Duration
-	Disk           func() (Observation, error)
+	Disk           func(context.Context) (Observation, error)
 	List           func() []Image
 	// InUse are the IDs of the images of all containers, dead ones too, and of all pods that are to run.
 	InUse  func() map[string]bool
@@ -64,7 +64,7 @@ func (g *Images) Step(ctx context.Context) error {
 	if g.cfg.High >= 100 {
 		return nil
 	}
-	disk, err := g.cfg.Disk()
+	disk, err := g.cfg.Disk(ctx)
 	if err == nil && disk.Capacity <= 0 {
 		err = errors.New("it has no size")
 	}

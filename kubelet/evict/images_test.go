@@ -27,7 +27,7 @@ func newShelf(now time.Time) *shelf {
 
 func (s *shelf) collector(change func(*ImageConfig)) *Images {
 	cfg := ImageConfig{High: 85, Low: 80, MinAge: 2 * time.Minute, Log: slog.New(slog.DiscardHandler),
-		Disk:  func() (Observation, error) { return s.disk, nil },
+		Disk:  func(context.Context) (Observation, error) { return s.disk, nil },
 		List:  func() []Image { return s.images },
 		InUse: func() map[string]bool { return s.used },
 		Remove: func(_ context.Context, id string) error {
