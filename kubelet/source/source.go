@@ -397,6 +397,32 @@ func stay(claims []*claim) {
 	}
 }
 
+// overdue returns the files of which something has had its grace.
+func (s *Store) overdue(now time.Time) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	files := map[string]bool{}
+	for _, line := range s.claims {
+		for _, c := range line {
+			if !c.until.IsZero() && !c.until.After(now) {
+				files[c.Origin.File] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(files))
+}
+
+// wait gives what a file does not declare any more another grace.
+func (s *Store) wait(path string, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.claimsOf(path) {
+		if !c.until.IsZero() {
+			c.until = now.Add(Grace)
+		}
+	}
+}
+
 // expire ends what had its grace, and returns when there is something to end next.
 func (s *Store) expire(now time.Time) (next time.Time) {
 	s.mu.Lock()

@@ -284,6 +284,30 @@ func TestEditorsEndNothing(t *testing.T) {
 	}
 }
 
+// Who is kept from running while a file is replaced, longer than a grace, ends nothing: it looks again, and does not take what is being
+// written for what was meant.
+func TestAReplacedFileOfWhichNobodyHeard(t *testing.T) {
+	n := newNode(t)
+	n.write("a.yaml", text("one", "1"))
+	n.open()
+	w := &watcher{s: n.store, fd: -1, seen: map[string]stamp{}, dirs: map[int32]string{}}
+	w.scan()
+	n.must(os.Rename(n.path("a.yaml"), n.path("a.yaml~")))
+	gone := time.Now()
+	w.told(n.path("a.yaml"), unix.IN_MOVED_FROM)
+	n.write("a.yaml", text("one", "2"))
+	later := func(tenths time.Duration) time.Time { return gone.Add(tenths * Grace / 10) }
+	n.must(os.Chtimes(n.path("a.yaml"), later(14), later(14)))
+	w.next(later(15))
+	n.shows("one=1@a.yaml")
+	w.next(later(30))
+	n.shows("one=2@a.yaml")
+	n.must(os.Remove(n.path("a.yaml")))
+	w.told(n.path("a.yaml"), unix.IN_DELETE)
+	w.next(time.Now().Add(Grace * 2))
+	n.shows()
+}
+
 // What a broken file declared stays, also over a restart; until the file is deleted.
 func TestBrokenFileKeepsWhatItDeclared(t *testing.T) {
 	n := newNode(t)

@@ -102,6 +102,9 @@ type stamp struct {
 // next returns how long there is nothing to do.
 func (w *watcher) next(now time.Time) time.Duration {
 	const ever = 24 * time.Hour
+	for _, path := range w.s.overdue(now) {
+		w.confirm(path, now)
+	}
 	wake := w.s.expire(now)
 	if wake.IsZero() || !w.rescan.IsZero() && w.rescan.Before(wake) {
 		wake = w.rescan
@@ -385,6 +388,21 @@ func (w *watcher) look(path string) {
 		if soon := time.Now().Add(settle); w.rescan.IsZero() || w.rescan.After(soon) {
 			w.rescan = soon
 		}
+	default:
+		w.read(path, st)
+	}
+}
+
+// confirm looks at a file whose objects are about to end. What the kernel told of it may wait to be heard: this program may have been
+// kept from running for longer than a grace, and an editor was not.
+func (w *watcher) confirm(path string, now time.Time) {
+	st, err := stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && w.seen[path] == st:
+	case err != nil:
+		w.s.setBroken(path, err)
+	case now.Sub(time.Unix(st.mtime.Unix())) < settle:
+		w.s.wait(path, now) // it is being written
 	default:
 		w.read(path, st)
 	}
