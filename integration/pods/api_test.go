@@ -152,7 +152,7 @@ spec:
   containers:
   - name: main
     image: %s
-    command: [sh, -c, "echo hello; sleep 1; echo trouble >&2; mkdir -p /www; echo page > /www/index.html; exec httpd -f -p 8080 -h /www"]
+    command: [sh, -c, "echo hello; echo trouble; sleep 1; mkdir -p /www; echo page > /www/index.html; exec httpd -f -p 8080 -h /www"]
     ports: [{name: http, containerPort: 8080}]
     env: [{name: WHO, value: me}, {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
     resources: {limits: {memory: 64Mi}, requests: {cpu: 10m}}
@@ -161,7 +161,7 @@ spec:
   - name: shell
     image: %s
     stdin: true
-    command: [sh, -c, "while read line; do echo got $line; done; sleep 1000"]
+    command: [sh, -c, "echo moan >&2; while read line; do echo got $line; done; sleep 1000"]
   volumes:
   - name: conf
     configMap: {name: conf}
@@ -269,6 +269,7 @@ func seeAndUse(t *testing.T, u tool) {
 
 	wants(t, "logs", u.ok(t, "logs", "web", "-c", "main"), `^hello\ntrouble\n$`)
 	wants(t, "logs --tail", u.ok(t, "logs", "web", "-c", "main", "--tail=1", "--timestamps"), `^2\S+Z trouble\n$`)
+	wants(t, "logs of stderr", u.ok(t, "logs", "web", "-c", "shell", "--tail=-1"), `^moan\n`)
 	wants(t, "logs -l", u.ok(t, "logs", "-l", "app=web", "--all-containers", "--prefix"), `\[pod/web/main\] hello\n`)
 
 	wants(t, "exec", u.ok(t, "exec", "web", "-c", "main", "--", "sh", "-c", "echo $WHO; cat /conf/key"), `^me\nvalue$`)

@@ -14,8 +14,15 @@ import (
 	"github.com/berth-node/berth/integration/harness"
 )
 
-// single runs a script in which two copies of it would find each other.
-const single = "mkdir /diary/lock || echo two >> /diary/notes; trap 'sleep 0.3; rmdir /diary/lock; exit 0' TERM; while :; do sleep 1000 & wait; done"
+// single runs a script in which two copies of it would find each other, and which takes its time to end. It has the lock when it
+// minds signals: who is told to end before, and does not hear it, would leave the lock behind.
+const single = "trap 'echo ends >> /diary/ended; sleep 1; rmdir /diary/lock; exit 0' TERM; mkdir /diary/lock || echo two >> /diary/notes; while :; do sleep 1000 & wait; done"
+
+// singleText is a pod of that script. It is ready when it has the lock, and has long enough to give it back.
+func singleText(d diary, more ...string) string {
+	text := podText("p", single, diaryMount, "    readinessProbe: {periodSeconds: 1, timeoutSeconds: 20, exec: {command: [test, -d, /diary/lock]}}\n", strings.Join(more, ""), d.volume())
+	return strings.Replace(text, "terminationGracePeriodSeconds: 5", "terminationGracePeriodSeconds: 30", 1)
+}
 
 func TestAnEditReplacesInOrder(t *testing.T) {
 	n, d := start(t), newDiary(t)
@@ -26,7 +33,7 @@ func TestAnEditReplacesInOrder(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	text := func(edit int) string {
-		return podText("p", single, diaryMount, fmt.Sprintf("    env: [{name: EDIT, value: '%d'}]\n    ports: [{containerPort: 80, hostPort: %d}]\n", edit, port)) + d.volume()
+		return singleText(d, fmt.Sprintf("    env: [{name: EDIT, value: '%d'}]\n    ports: [{containerPort: 80, hostPort: %d}]\n", edit, port))
 	}
 	n.write("p.yaml", text(0))
 	before := n.awaitReady("p")

@@ -76,7 +76,8 @@ func TestInitContainersAndSidecarsInOrder(t *testing.T) {
 		t.Errorf("the init container is shown as %+v", s)
 	}
 	harness.Eventually(t, 10*time.Second, "all have started", func() error {
-		if got := d.notes(t); !strings.HasSuffix(got, "main") && !strings.HasSuffix(got, "s2") {
+		// The last sidecar and the container after it run side by side.
+		if got := d.notes(t); !strings.HasSuffix(got, "s2 main") && !strings.HasSuffix(got, "main s2") {
 			return fmt.Errorf("%s", got)
 		}
 		return nil
@@ -178,7 +179,7 @@ func TestHooks(t *testing.T) {
 		return fmt.Sprintf("      %s: {exec: {command: [sh, -c, %q]}}\n", event, script)
 	}
 	n.write("p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"+d.volume()+"  containers:\n"+
-		noted("a", "    lifecycle:\n", hook("postStart", noting+"sleep 0.5; note hook"), hook("preStop", noting+"note stop"))+noted("b"))
+		noted("a", "    lifecycle:\n", hook("postStart", noting+"until grep a /diary/notes; do sleep 0.1; done; sleep 0.5; note hook"), hook("preStop", noting+"note stop"))+noted("b"))
 	n.awaitReady("p")
 	harness.Eventually(t, 10*time.Second, "b has started", func() error {
 		if got := d.notes(t); got != "a hook b" {
