@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,6 +16,7 @@ import (
 	"github.com/berth-node/berth/kubelet/evict"
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/podspec"
+	"github.com/berth-node/berth/kubelet/volume"
 	"github.com/berth-node/berth/runtime"
 )
 
@@ -180,7 +179,9 @@ func (g *guardian) use(ctx context.Context, s *self, pod *v1.Pod) (evict.Use, bo
 		if c.Cgroup != nil && c.Cgroup.Memory != nil {
 			cu.Memory = int64(c.Cgroup.Memory.WorkingSet)
 		}
-		cu.Logs = filesIn(s.spec.ContainerLogDir(pod, name))
+		if logs, err := volume.MeasureFolder(s.spec.ContainerLogDir(pod, name)); err == nil {
+			cu.Logs = evict.FsUse{Bytes: int64(logs.Bytes), Inodes: int64(logs.Inodes)}
+		}
 		u.Containers[name] = cu
 	}
 	volumes, err := s.volumes.Usage(pod.UID)
@@ -193,24 +194,6 @@ func (g *guardian) use(ctx context.Context, s *self, pod *v1.Pod) (evict.Use, bo
 		}
 	}
 	return u, true
-}
-
-// filesIn measures a folder of files, as du does.
-func filesIn(dir string) evict.FsUse {
-	var use evict.FsUse
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // it is gone
-		}
-		if info, err := d.Info(); err == nil {
-			use.Inodes++
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				use.Bytes += st.Blocks * 512
-			}
-		}
-		return nil
-	})
-	return use
 }
 
 // removeDead removes containers that have ended and are kept to be looked at only: of pods that are over, and those that have a

@@ -406,7 +406,8 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 func TestNobodyElseGetsIn(t *testing.T) {
 	port := freePort(t)
 	n := start(t, fmt.Sprintf("  address: 127.0.0.1:%d\n", port))
-	n.write("inside.yaml", podText("inside", sleeper)+"  hostNetwork: true\n")
+	n.write("inside.yaml", podText("inside", sleeper, "    volumeMounts: [{name: tools, mountPath: /tools, readOnly: true}]\n"+
+		"  hostNetwork: true\n  volumes: [{name: tools, hostPath: {path: "+filepath.Dir(harness.Tool("kubectl"))+"}}]\n"))
 	n.awaitReady("inside")
 	config, err := os.ReadFile(filepath.Join(n.RunDir, "kubeconfig"))
 	if err != nil {
@@ -472,14 +473,24 @@ func TestNobodyElseGetsIn(t *testing.T) {
 		}
 	}
 	t.Run("a pod on the host's network", func(t *testing.T) {
-		host := strings.TrimPrefix(api, "https://")
-		out, errOut, code := n.berth().run(t, "", "exec", "inside", "--", "sh", "-c", "wget -q -O - --no-check-certificate https://"+host+"/api/v1/pods; echo ended $?")
-		if strings.Contains(out, "PodList") || strings.Contains(out, "ended 0") || code != 0 {
-			t.Errorf("%d %s%s", code, out, errOut)
+		for _, server := range []string{api, kubelet} {
+			ask := []string{"/tools/kubectl", "get", "--raw", "/pods", "--insecure-skip-tls-verify", "--server", server, "--request-timeout=20s"}
+			if server == api {
+				ask[3] = "/api/v1/pods"
+			}
+			// Without any token kubectl would ask for a name and a password.
+			out, errOut, code := n.berth().run(t, "", append(append([]string{"exec", "inside", "--"}, ask...), "--token", "guess")...)
+			if code == 0 || out != "" || !strings.Contains(errOut, "Unauthorized") {
+				t.Errorf("%s: %d %s%s", server, code, out, errOut)
+			}
+			// The same with what it needs comes in, so that nothing else kept it out.
+			if out := n.berth().ok(t, append(append([]string{"exec", "inside", "--"}, ask...), "--token", token)...); !strings.Contains(out, "PodList") {
+				t.Errorf("%s with the token: %s", server, out)
+			}
 		}
 	})
 	t.Run("another user", func(t *testing.T) {
-		for _, path := range []string{filepath.Join(n.RunDir, "api.sock"), filepath.Join(n.RunDir, "kubeconfig"), filepath.Join(n.RootDir, "kubelet", "pki", "token")} {
+		for _, path := range []string{filepath.Join(n.RunDir, "api.sock"), filepath.Join(n.RunDir, "kubeconfig"), n.pki(""), n.pki("token"), n.pki("client.key"), n.pki("ca.key")} {
 			info, err := os.Stat(path)
 			if err != nil || info.Mode().Perm()&0o077 != 0 {
 				t.Errorf("%s: %v, %v", path, info.Mode(), err)
@@ -492,6 +503,15 @@ func TestNobodyElseGetsIn(t *testing.T) {
 		cmd.Dir = "/"
 		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "permission denied") {
 			t.Errorf("%v: %s", err, out)
+		}
+		for _, server := range []string{api, kubelet} {
+			cmd := exec.CommandContext(ctx, harness.Tool("kubectl"), "get", "--raw", "/healthz", "--insecure-skip-tls-verify", "--server", server, "--token", "guess")
+			cmd.Env = []string{"HOME=/nonexistent"}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			cmd.Dir = "/"
+			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "Unauthorized") {
+				t.Errorf("%s: %v: %s", server, err, out)
+			}
 		}
 	})
 }

@@ -11,8 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
+
+// Gatherer is what is told, to be served with what others tell.
+func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 
 // Handler serves /metrics and, with profiling, /debug/pprof/. Profiles show what is in memory: do not serve them where
 // others than the node's administrator can connect.

@@ -119,8 +119,10 @@ func (c *Credentials) guard(h http.Handler) http.Handler {
 	})
 }
 
+// admits looks at the certificate here and not in the handshake, as upstream does: who comes with a wrong one is told so in HTTP,
+// and the token counts all the same.
 func (c *Credentials) admits(r *http.Request) bool {
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+	if r.TLS != nil && c.knows(r.TLS.PeerCertificates) {
 		return true
 	}
 	kind, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -128,12 +130,25 @@ func (c *Credentials) admits(r *http.Request) bool {
 	return strings.EqualFold(kind, "Bearer") && subtle.ConstantTimeCompare(sum[:], c.token[:]) == 1
 }
 
+// knows says whether these are a client's certificate, which it has the key of, and those on the way to the authority.
+func (c *Credentials) knows(chain []*x509.Certificate) bool {
+	if len(chain) == 0 {
+		return false
+	}
+	others := x509.NewCertPool()
+	for _, other := range chain[1:] {
+		others.AddCert(other)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: c.ca.pool(), Intermediates: others, CurrentTime: c.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err == nil
+}
+
 func (c *Credentials) tlsConfig() *tls.Config {
-	pool := x509.NewCertPool()
-	pool.AddCert(c.ca.certificate)
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+		ClientAuth: tls.RequestClientCert, ClientCAs: c.ca.pool(),
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.certificate() },
 	}
 }
@@ -196,6 +211,12 @@ func openAuthority(path string, now time.Time) (*authority, error) {
 		return nil, err
 	}
 	return &authority{certificate, key}, writePair(path, der, key)
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.certificate)
+	return pool
 }
 
 func (a *authority) made(c *x509.Certificate) bool { return c.CheckSignatureFrom(a.certificate) == nil }

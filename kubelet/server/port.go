@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -17,7 +19,7 @@ import (
 
 // Port is the handler of the kubelet's port, with the paths of upstream's.
 //
-//	/healthz /pods /configz
+//	/healthz /pods /runningpods/ /configz
 //	/containerLogs/NS/POD/CONTAINER
 //	/{exec,attach}/NS/POD[/UID]/CONTAINER  /portForward/NS/POD[/UID]
 //	/stats/summary  /metrics /metrics/{resource,cadvisor,probes}
@@ -29,6 +31,7 @@ func (s *Server) Port() http.Handler {
 	for _, path := range []string{"/pods", "/pods/"} {
 		mux.HandleFunc("GET "+path, s.portPods)
 	}
+	mux.HandleFunc("GET /runningpods/", s.portRunningPods)
 	mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {
 		send(w, http.StatusOK, map[string]any{"kubeletconfig": s.cfg.Configz})
 	})
@@ -41,7 +44,7 @@ func (s *Server) Port() http.Handler {
 		}
 	}
 	mux.HandleFunc("GET /stats/summary", s.handleSummary)
-	mux.Handle("GET /metrics", s.cfg.Daemon)
+	mux.HandleFunc("GET /metrics", collected(s.collectKubelet, s.cfg.Daemon))
 	mux.Handle("GET /metrics/probes", promhttp.HandlerFor(s.cfg.Probes, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /metrics/resource", collected(s.collectResources))
 	mux.HandleFunc("GET /metrics/cadvisor", collected(s.collectCadvisor))
@@ -51,6 +54,29 @@ func (s *Server) Port() http.Handler {
 func (s *Server) portPods(w http.ResponseWriter, r *http.Request) {
 	objects, version := s.resources["pods"].list()
 	send(w, http.StatusOK, form{}.list(s.resources["pods"], objects, version, s.cfg.Now()))
+}
+
+// portRunningPods has of each pod no more than its names and the containers of it that run, as upstream's has.
+func (s *Server) portRunningPods(w http.ResponseWriter, _ *http.Request) {
+	list := v1.PodList{TypeMeta: coreType("PodList"), Items: []v1.Pod{}}
+	pods, _ := s.cfg.Kubelet.Pods().List()
+	for _, p := range pods {
+		running := v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace, UID: p.UID}}
+		for _, c := range containerStatuses(p) {
+			if c.State.Running != nil {
+				running.Spec.Containers = append(running.Spec.Containers, v1.Container{Name: c.Name, Image: c.Image})
+			}
+		}
+		if len(running.Spec.Containers) > 0 {
+			list.Items = append(list.Items, running)
+		}
+	}
+	send(w, http.StatusOK, list)
+}
+
+// containerStatuses are those of all sorts of containers.
+func containerStatuses(p *v1.Pod) []v1.ContainerStatus {
+	return slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses)
 }
 
 // portPod is the pod that the path names, and the container, which must be one of it.
@@ -116,8 +142,8 @@ func (s *Server) portPortForward(w http.ResponseWriter, r *http.Request) {
 	s.servePortForward(w, r, pod)
 }
 
-// collected answers with the metrics that collect makes for this very request.
-func collected(collect func(context.Context, chan<- prometheus.Metric) error) http.HandlerFunc {
+// collected answers with the metrics that collect makes for this very request, and what others have.
+func collected(collect func(context.Context, chan<- prometheus.Metric) error, others ...prometheus.Gatherer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(collector(func(ch chan<- prometheus.Metric) {
@@ -125,7 +151,7 @@ func collected(collect func(context.Context, chan<- prometheus.Metric) error) ht
 				ch <- prometheus.NewInvalidMetric(prometheus.NewDesc("error", "", nil, nil), err)
 			}
 		}))
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+		promhttp.HandlerFor(prometheus.Gatherers(append(others, registry)), promhttp.HandlerOpts{}).ServeHTTP(w, r)
 	}
 }
 
@@ -146,10 +172,44 @@ var (
 	containerMemory = prometheus.NewDesc("container_memory_working_set_bytes", "[STABLE] Current working set of the container in bytes", containerLabels, nil)
 	containerSwap   = prometheus.NewDesc("container_swap_usage_bytes", "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems", containerLabels, nil)
 	containerStart  = prometheus.NewDesc("container_start_time_seconds", "[STABLE] Start time of the container since unix epoch in seconds", containerLabels, nil)
+	containerLimit  = prometheus.NewDesc("container_swap_limit_bytes", "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems", containerLabels, nil)
 	podCPU          = prometheus.NewDesc("pod_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds", podLabels, nil)
 	podMemory       = prometheus.NewDesc("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes", podLabels, nil)
+	podSwap         = prometheus.NewDesc("pod_swap_usage_bytes", "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems", podLabels, nil)
 	scrapeError     = prometheus.NewDesc("resource_scrape_error", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise", nil, nil)
 )
+
+var (
+	runningPods       = prometheus.NewDesc("kubelet_running_pods", "[ALPHA] Number of pods that have a running pod sandbox", nil, nil)
+	runningContainers = prometheus.NewDesc("kubelet_running_containers", "[ALPHA] Number of containers currently running", []string{"container_state"}, nil)
+	nodeName          = prometheus.NewDesc("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.", []string{"node"}, nil)
+)
+
+// collectKubelet makes those of upstream's metrics of the kubelet itself that others' dashboards and alerts are made of.
+func (s *Server) collectKubelet(ctx context.Context, ch chan<- prometheus.Metric) error {
+	all, err := s.usages(ctx)
+	if err != nil {
+		return err
+	}
+	states := map[string]float64{}
+	for _, u := range all {
+		for _, c := range containerStatuses(u.pod) {
+			switch {
+			case c.State.Running != nil:
+				states["running"]++
+			case c.State.Terminated != nil:
+				states["exited"]++
+			}
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(nodeName, prometheus.GaugeValue, 1, s.cfg.NodeName)
+	ch <- prometheus.MustNewConstMetric(runningPods, prometheus.GaugeValue, float64(len(all)))
+	for state, count := range states {
+		ch <- prometheus.MustNewConstMetric(runningContainers, prometheus.GaugeValue, count, state)
+	}
+	s.collectClaims(all, ch)
+	return nil
+}
 
 // collectResources makes the metrics of /metrics/resource, by which a metrics-server scales.
 func (s *Server) collectResources(ctx context.Context, ch chan<- prometheus.Metric) error {
@@ -175,8 +235,15 @@ func (s *Server) collectResources(ctx context.Context, ch chan<- prometheus.Metr
 			}
 			use(at, c.GetCpu(), c.GetMemory(), containerCPU, containerMemory, labels)
 			if v := c.GetSwap().GetSwapUsageBytes(); v != nil {
-				at(time.Unix(0, c.GetSwap().GetTimestamp()), containerSwap, prometheus.GaugeValue, float64(v.GetValue()), labels...)
+				t, used := time.Unix(0, c.GetSwap().GetTimestamp()), float64(v.GetValue())
+				at(t, containerSwap, prometheus.GaugeValue, used, labels...)
+				if left := c.GetSwap().GetSwapAvailableBytes(); left != nil {
+					at(t, containerLimit, prometheus.GaugeValue, used+float64(left.GetValue()), labels...)
+				}
 			}
+		}
+		if swap := podStats(p).Swap; swap != nil {
+			at(swap.Time.Time, podSwap, prometheus.GaugeValue, float64(*swap.SwapUsageBytes), p.pod.Name, p.pod.Namespace)
 		}
 		use(at, p.GetLinux().GetCpu(), p.GetLinux().GetMemory(), podCPU, podMemory, []string{p.pod.Name, p.pod.Namespace})
 	}

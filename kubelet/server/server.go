@@ -17,16 +17,19 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/internal/stream"
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/event"
 	"github.com/berth-node/berth/kubelet/feed"
+	"github.com/berth-node/berth/kubelet/volume"
 	"github.com/berth-node/berth/runtime"
 )
 
@@ -93,8 +96,11 @@ type Config struct {
 	Stats       func(ctx context.Context) ([]*cri.PodSandboxStats, error)
 	Metrics     func(ctx context.Context) ([]*cri.PodSandboxMetrics, error)
 	Descriptors []*cri.MetricDescriptor
-	// Daemon serves the daemon's own metrics, and Probes are those of the probes.
-	Daemon http.Handler
+	// Volumes measures those of a pod, and LogDir is where the logs of a container are.
+	Volumes func(pod *v1.Pod) ([]volume.Usage, error)
+	LogDir  func(pod *v1.Pod, container string) string
+	// Daemon are the daemon's own metrics, and Probes those of the probes.
+	Daemon prometheus.Gatherer
 	Probes prometheus.Gatherer
 	// Dir is on the file system that images and containers are on.
 	Dir string
@@ -113,6 +119,9 @@ type Server struct {
 	node      *feed.Feed[*v1.Node] // of the one node
 	host      *host
 	between   time.Duration // two readings that make a rate
+
+	measuring sync.Mutex
+	measured  map[types.UID]measured
 }
 
 // New returns a Server. API and Port are its handlers.

@@ -25,12 +25,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/internal/stream"
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/event"
 	"github.com/berth-node/berth/kubelet/feed"
+	"github.com/berth-node/berth/kubelet/volume"
 	"github.com/berth-node/berth/runtime"
 )
 
@@ -47,6 +49,7 @@ type node struct {
 	restarts []string
 	dir      string
 	exited   atomic.Bool // the containers are, and run else
+	measured int         // how often volumes were
 }
 
 func (n *node) Pods() *feed.Feed[*v1.Pod] { return n.pods }
@@ -146,6 +149,7 @@ func (n *node) server() *Server {
 				Attributes: &cri.PodSandboxAttributes{Metadata: &cri.PodSandboxMetadata{Uid: "uid-web"}},
 				Linux: &cri.LinuxPodSandboxStats{Cpu: cpu, Memory: memory, Containers: []*cri.ContainerStats{{
 					Attributes: &cri.ContainerAttributes{Metadata: &cri.ContainerMetadata{Name: "main"}}, Cpu: cpu, Memory: memory,
+					WritableLayer: &cri.FilesystemUsage{Timestamp: start.UnixNano(), UsedBytes: number(300), InodesUsed: number(3)},
 				}}},
 			}, {Attributes: &cri.PodSandboxAttributes{Metadata: &cri.PodSandboxMetadata{Uid: "of another owner"}}}}, nil
 		},
@@ -155,7 +159,18 @@ func (n *node) server() *Server {
 			}}}}, nil
 		},
 		Descriptors: []*cri.MetricDescriptor{{Name: "container_cpu_usage_seconds_total", Help: "time", LabelKeys: []string{"pod"}}},
-		Daemon:      http.NotFoundHandler(), Probes: prometheus.NewRegistry(),
+		Daemon:      prometheus.NewRegistry(), Probes: prometheus.NewRegistry(),
+		LogDir: func(*v1.Pod, string) string { return filepath.Join(n.dir, "logs") },
+		Volumes: func(p *v1.Pod) ([]volume.Usage, error) {
+			n.measured++
+			var out []volume.Usage
+			for i, v := range p.Spec.Volumes {
+				out = append(out, volume.Usage{
+					Name: v.Name, Bytes: 1000 << i, Inodes: 1 << i, On: volume.FileSystem{Capacity: 9000, Available: 8000, Inodes: 700, InodesFree: 600},
+				})
+			}
+			return out, nil
+		},
 		Node: func() *v1.Node {
 			return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "here", CreationTimestamp: metav1.NewTime(start.Add(-time.Hour))}}
 		},
@@ -438,7 +453,8 @@ func TestLogs(t *testing.T) {
 
 func TestPort(t *testing.T) {
 	n := newNode(t)
-	n.put("default", "web", nil)
+	n.put("default", "web", func(p *v1.Pod) { p.Status.ContainerStatuses[0].Image = "i" })
+	n.put("default", "waits", func(p *v1.Pod) { p.Status.ContainerStatuses = nil })
 	if err := os.WriteFile(filepath.Join(n.dir, "log"), []byte("2026-01-02T03:04:05Z stdout F one\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -452,6 +468,8 @@ func TestPort(t *testing.T) {
 		"/metrics/resource":               `container_memory_working_set_bytes{container="main",namespace="default",pod="web"} 6.7108864e+07`,
 		"/metrics/cadvisor":               `container_cpu_usage_seconds_total{pod="web"} 7`,
 		"/metrics/probes":                 "",
+		"/metrics":                        `kubelet_running_pods 1`,
+		"/runningpods/":                   `{"metadata":{"name":"web","namespace":"default","uid":"uid-web"},"spec":{"containers":[{"name":"main","image":"i","resources":{}}]},"status":{}}`,
 	} {
 		if code, body := request(t, c, http.MethodGet, path, "", ""); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s, want %s", path, code, body, want)
@@ -464,6 +482,73 @@ func TestPort(t *testing.T) {
 		if code, body := request(t, c, http.MethodGet, path, "", ""); code != want {
 			t.Errorf("%s: %d %s, want %d", path, code, body, want)
 		}
+	}
+}
+
+// TestSummaryOfStorage has a pod with a volume of each sort: what goes with the pod, and what stays or is memory.
+func TestSummaryOfStorage(t *testing.T) {
+	n := newNode(t)
+	n.put("default", "web", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{
+			{Name: "scratch", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
+			{Name: "memory", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory}}},
+			{Name: "conf", VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{}}},
+			{Name: "hidden", VolumeSource: v1.VolumeSource{Secret: &v1.SecretVolumeSource{}}},
+			{Name: "data", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "mine"}}},
+		}
+	})
+	logs := filepath.Join(n.dir, "logs")
+	if err := os.Mkdir(logs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(logs, "0.log"), make([]byte, 10_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := n.server()
+	c := door(t, s.Port())
+	var summary stats.Summary
+	_, body := request(t, c, http.MethodGet, "/stats/summary", "", "")
+	if err := json.Unmarshal([]byte(body), &summary); err != nil || len(summary.Pods) != 1 {
+		t.Fatalf("%v: %s", err, body)
+	}
+	pod := summary.Pods[0]
+	var names []string
+	for _, v := range pod.VolumeStats {
+		names = append(names, fmt.Sprintf("%s=%d", v.Name, *v.UsedBytes))
+		if *v.CapacityBytes != 9000 || *v.AvailableBytes != 8000 || *v.Inodes != 700 || *v.InodesFree != 600 {
+			t.Errorf("%s: %+v", v.Name, v.FsStats)
+		}
+		if (v.PVCRef != nil) != (v.Name == "data") {
+			t.Errorf("%s: %+v", v.Name, v.PVCRef)
+		}
+	}
+	if got, want := strings.Join(names, " "), "scratch=1000 conf=4000 memory=2000 hidden=8000 data=16000"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	main := pod.Containers[0]
+	if main.Logs == nil || *main.Logs.UsedBytes < 10_000 || *main.Logs.InodesUsed != 2 || main.Logs.CapacityBytes == nil {
+		t.Fatalf("logs: %+v", main.Logs)
+	}
+	if *main.Rootfs.UsedBytes != 300 || main.Rootfs.AvailableBytes == nil {
+		t.Errorf("root: %+v", main.Rootfs)
+	}
+	if got, want := *pod.EphemeralStorage.UsedBytes, 300+*main.Logs.UsedBytes+1000+4000; got != want {
+		t.Errorf("all takes %d, want %d", got, want)
+	}
+	_, metrics := request(t, c, http.MethodGet, "/metrics", "", "")
+	if want := `kubelet_volume_stats_used_bytes{namespace="default",persistentvolumeclaim="mine"} 16000`; !strings.Contains(metrics, want) {
+		t.Errorf("no %s in\n%s", want, metrics)
+	}
+	if n.measured != 1 {
+		t.Errorf("the volumes were measured %d times within a minute", n.measured)
+	}
+	if _, body := request(t, c, http.MethodGet, "/stats/summary?only_cpu_and_memory=true", "", ""); strings.Contains(body, "rootfs") || strings.Contains(body, "volume") {
+		t.Errorf("not only CPU and memory: %s", body)
+	}
+	s.cfg.Now = func() time.Time { return start.Add(2 * volumeAge) }
+	request(t, c, http.MethodGet, "/stats/summary", "", "")
+	if n.measured != 2 {
+		t.Errorf("after a while the volumes have been measured %d times", n.measured)
 	}
 }
 
@@ -506,10 +591,24 @@ func TestNobodyGetsInWithoutCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// signed is a certificate of the node's authority.
+	signed := func(change func(*x509.Certificate)) *tls.Certificate {
+		template := leaf("client", time.Now())
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		change(template)
+		der, key, err := credentials.ca.sign(template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	}
+	expired := signed(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	early := signed(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) })
+	server := signed(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
 	for _, tt := range []struct {
 		name, path, token string
 		certificate       *tls.Certificate
-		want              int // 0: no answer
+		want              int
 	}{
 		{name: "nothing", path: "/pods", want: 401},
 		{name: "not even healthz", path: "/healthz", want: 401},
@@ -521,7 +620,11 @@ func TestNobodyGetsInWithoutCredentials(t *testing.T) {
 		{name: "half of it", path: "/pods", token: "Bearer " + credentials.Token[:26], want: 401},
 		{name: "as a password", path: "/pods", token: "Basic " + credentials.Token, want: 401},
 		{name: "the node's certificate", path: "/pods", certificate: &own, want: 200},
-		{name: "a stranger's certificate", path: "/pods", certificate: &stranger},
+		{name: "a stranger's certificate", path: "/pods", certificate: &stranger, want: 401},
+		{name: "a stranger's certificate, and the token", path: "/pods", certificate: &stranger, token: "Bearer " + credentials.Token, want: 200},
+		{name: "an expired certificate", path: "/pods", certificate: expired, want: 401},
+		{name: "a certificate that does not count yet", path: "/pods", certificate: early, want: 401},
+		{name: "a server's certificate", path: "/pods", certificate: server, want: 401},
 	} {
 		config := &tls.Config{RootCAs: pool}
 		if tt.certificate != nil {
@@ -532,14 +635,13 @@ func TestNobodyGetsInWithoutCredentials(t *testing.T) {
 		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+tt.path, nil)
 		r.Header.Set("Authorization", tt.token)
 		resp, err := (&http.Client{Transport: transport}).Do(r)
-		switch {
-		case err != nil && tt.want != 0:
+		if err != nil {
 			t.Errorf("%s: %v", tt.name, err)
-		case err == nil:
-			resp.Body.Close()
-			if resp.StatusCode != tt.want {
-				t.Errorf("%s: %d, want %d", tt.name, resp.StatusCode, tt.want)
-			}
+			continue
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, resp.StatusCode, tt.want)
 		}
 	}
 	if resp, err := http.Get("http://" + address + "/pods"); err == nil {

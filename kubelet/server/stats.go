@@ -101,18 +101,29 @@ func (s *Server) handleSummary(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := stats.Summary{Node: s.nodeStats(node), Pods: []stats.PodStats{}}
-	onlyCPUAndMemory := isTrue(r, "only_cpu_and_memory")
+	if isTrue(r, "only_cpu_and_memory") {
+		out.Node.Fs, out.Node.Network, out.Node.Rlimit, out.Node.Runtime = nil, nil, nil, nil
+		for _, u := range all {
+			out.Pods = append(out.Pods, onlyCPUAndMemory(podStats(u)))
+		}
+		send(w, http.StatusOK, out)
+		return
+	}
+	volumes := s.measure(all)
 	for _, u := range all {
 		p := podStats(u)
-		if onlyCPUAndMemory {
-			p.Network, p.EphemeralStorage, p.ProcessStats, p.IO = nil, nil, nil, nil
-		}
+		s.addStorage(&p, u.pod, volumes[u.pod.UID], node.fs)
 		out.Pods = append(out.Pods, p)
 	}
-	if onlyCPUAndMemory {
-		out.Node.Fs, out.Node.Network, out.Node.Rlimit, out.Node.Runtime = nil, nil, nil, nil
-	}
 	send(w, http.StatusOK, out)
+}
+
+func onlyCPUAndMemory(p stats.PodStats) stats.PodStats {
+	p.Network, p.ProcessStats, p.IO = nil, nil, nil
+	for i := range p.Containers {
+		p.Containers[i].Rootfs, p.Containers[i].IO = nil, nil
+	}
+	return p
 }
 
 func podStats(u usage) stats.PodStats {
@@ -127,17 +138,32 @@ func podStats(u usage) stats.PodStats {
 	if u.pod.Status.StartTime != nil {
 		p.StartTime = *u.pod.Status.StartTime
 	}
-	var used, inodes uint64
-	var at metav1.Time
 	for _, c := range linux.GetContainers() {
-		to := containerStats(u.pod, c)
-		p.Containers = append(p.Containers, to)
-		used += c.GetWritableLayer().GetUsedBytes().GetValue()
-		inodes += c.GetWritableLayer().GetInodesUsed().GetValue()
-		at = to.Rootfs.Time
+		p.Containers = append(p.Containers, containerStats(u.pod, c))
 	}
-	p.EphemeralStorage = &stats.FsStats{Time: at, UsedBytes: &used, InodesUsed: &inodes}
+	p.Swap = swapOf(p.Containers)
 	return p
+}
+
+// swapOf adds up: the CRI has no number for a pod.
+func swapOf(containers []stats.ContainerStats) *stats.SwapStats {
+	var sum *stats.SwapStats
+	for _, c := range containers {
+		if c.Swap == nil {
+			continue
+		}
+		if sum == nil {
+			sum = &stats.SwapStats{SwapAvailableBytes: new(uint64), SwapUsageBytes: new(uint64)}
+		}
+		sum.Time = c.Swap.Time
+		if v := c.Swap.SwapAvailableBytes; v != nil {
+			*sum.SwapAvailableBytes += *v
+		}
+		if v := c.Swap.SwapUsageBytes; v != nil {
+			*sum.SwapUsageBytes += *v
+		}
+	}
+	return sum
 }
 
 func containerStats(pod *v1.Pod, c *cri.ContainerStats) stats.ContainerStats {

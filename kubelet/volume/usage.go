@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -18,6 +19,13 @@ type Usage struct {
 	Bytes, Inodes uint64
 	// Mounted says that it has a file system of its own, memory or a remote one, and takes nothing of the node's disk.
 	Mounted bool
+	// On is the file system that it is on; nothing is known of one whose server may not answer.
+	On FileSystem
+}
+
+// A FileSystem has room, in bytes and in files.
+type FileSystem struct {
+	Capacity, Available, Inodes, InodesFree uint64
 }
 
 // Usage returns what the volumes in a pod's folder take. For those that are not mounted all files are counted, which takes
@@ -65,6 +73,16 @@ func (u *Usage) measure(path string) error {
 		return err
 	}
 	defer dir.Close()
+	return u.ofFiles(dir)
+}
+
+// ofFiles counts the files in a folder, and it.
+func (u *Usage) ofFiles(dir *os.File) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir.Name(), Err: err}
+	}
+	u.On = fileSystem(&st)
 	u.Inodes = 1
 	linked := map[uint64]bool{}
 	return walk(dir, func(e entry) error {
@@ -87,5 +105,56 @@ func (u *Usage) ofFileSystem(path string) error {
 	}
 	u.Bytes = (st.Blocks - st.Bfree) * uint64(st.Bsize)
 	u.Inodes = st.Files - st.Ffree
+	u.On = fileSystem(&st)
 	return nil
+}
+
+func fileSystem(st *unix.Statfs_t) FileSystem {
+	block := uint64(st.Bsize)
+	return FileSystem{Capacity: st.Blocks * block, Available: st.Bavail * block, Inodes: st.Files, InodesFree: st.Ffree}
+}
+
+// Measure returns what the volumes of a pod take, of the kinds that upstream's kubelet measures: those with a folder of the
+// node's. What is on the host anyway, or in an image, is nobody's in particular. As with Usage, files are counted.
+func (m *Manager) Measure(pod *v1.Pod) ([]Usage, error) {
+	var out []Usage
+	var failed error
+	for i := range pod.Spec.Volumes {
+		u := Usage{Name: pod.Spec.Volumes[i].Name}
+		path := m.place(pod, &pod.Spec.Volumes[i], &u.Kind)
+		if path == "" {
+			continue
+		}
+		if err := u.measure(path); err != nil {
+			failed = firstOf(failed, err)
+			continue
+		}
+		if u.On != (FileSystem{}) { // it is there
+			out = append(out, u)
+		}
+	}
+	return out, failed
+}
+
+// place is the folder of a volume and its kind, if it has one.
+func (m *Manager) place(pod *v1.Pod, v *v1.Volume, kind *string) string {
+	switch {
+	case v.EmptyDir != nil:
+		*kind = emptyDirKind
+	case v.ConfigMap != nil:
+		*kind = configMapKind
+	case hasContent(v):
+		return filepath.Join(m.MemoryDir, string(pod.UID), v.Name)
+	case v.PersistentVolumeClaim != nil:
+		return m.ClaimDir(pod.Namespace, v.PersistentVolumeClaim.ClaimName)
+	default:
+		return ""
+	}
+	return m.path(pod.UID, *kind, v.Name)
+}
+
+// MeasureFolder returns what the files in a folder take, as du(1) counts. One that is not there takes nothing.
+func MeasureFolder(path string) (Usage, error) {
+	var u Usage
+	return u, u.measure(path)
 }

@@ -451,6 +451,44 @@ volumes:
 	}
 }
 
+func TestMeasure(t *testing.T) {
+	needRoot(t)
+	m := newManager(t)
+	pod := podOf(t, "volumes: [{name: disk, emptyDir: {}}, {name: memory, emptyDir: {medium: Memory, sizeLimit: 8Mi}}, {name: conf, configMap: {name: c}}, "+
+		"{name: hidden, secret: {secretName: s}}, {name: kept, persistentVolumeClaim: {claimName: p}}, {name: host, hostPath: {path: /}}]")
+	if before, err := m.Measure(pod); err != nil || len(before) != 0 {
+		t.Errorf("of a pod without volumes yet: %v, %v", before, err)
+	}
+	made := setUp(t, m, pod, objects{
+		configMaps: map[string]map[string]string{"c": {"k": "v"}}, secrets: map[string]map[string]string{"s": {"k": "v"}}, claims: []string{"p"},
+	})
+	for _, name := range []string{"disk", "memory", "kept"} {
+		if err := os.WriteFile(filepath.Join(made[name].Path, "f"), make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := m.Measure(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, u := range all {
+		names = append(names, u.Name)
+		if big := u.Bytes >= 1<<20; big != slices.Contains([]string{"disk", "memory", "kept"}, u.Name) {
+			t.Errorf("%s takes %d bytes", u.Name, u.Bytes)
+		}
+		if u.On.Capacity == 0 || u.On.Available > u.On.Capacity || u.Name == "memory" && u.On.Capacity != 8<<20 || u.Inodes < 2 {
+			t.Errorf("%s: %+v", u.Name, u)
+		}
+	}
+	if want := []string{"disk", "memory", "conf", "hidden", "kept"}; !slices.Equal(names, want) {
+		t.Errorf("measured are %v, want %v", names, want)
+	}
+	if none, err := MeasureFolder(filepath.Join(m.PodsDir, "none")); err != nil || none.Bytes != 0 {
+		t.Errorf("of no folder: %v, %v", none, err)
+	}
+}
+
 func TestClaim(t *testing.T) {
 	needRoot(t)
 	o := objects{claims: []string{"disk"}}
