@@ -159,11 +159,14 @@ func (n *NRI) Start(callbacks Callbacks) error {
 		return nil
 	}
 	n.callbacks = callbacks
-	defer reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath))
-	if err := n.adaptation.Start(); err != nil {
-		return fmt.Errorf("NRI: %w", err)
+	err := n.adaptation.Start()
+	if err != nil {
+		err = fmt.Errorf("NRI: %w", err)
 	}
-	return nil
+	if failed := reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath)); failed != nil {
+		n.cfg.Log.Warn("NRI plugins that end stay as zombies until this process ends", "err", failed)
+	}
+	return err
 }
 
 // Close stops listening and ends the plugins that Start ran. Others are cut off. Nobody is told anything afterwards.
@@ -175,7 +178,6 @@ func (n *NRI) Close() {
 	if err := hangUp(cmp.Or(n.cfg.SocketPath, adaptation.DefaultSocketPath)); err != nil {
 		n.cfg.Log.Error("NRI plugins could not be cut off: they stay until this process ends", "err", err)
 	}
-	reap(cmp.Or(n.cfg.PluginPath, adaptation.DefaultPluginPath))
 }
 
 // Block keeps plugins from being synchronized until release is called; it waits for a synchronization that runs.
