@@ -144,6 +144,7 @@ func TestDrainAndAgain(t *testing.T) {
 	n, d := start(t), newDiary(t)
 	n.write("p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"+d.volume()+"  containers:\n"+noted("main"))
 	before := n.awaitReady("p")
+	d.await(t, "main")
 	if out := n.Berth(t, "drain"); !strings.Contains(out, "removed pod default/p") {
 		t.Errorf("drain says %q", out)
 	}

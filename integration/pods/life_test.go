@@ -58,6 +58,17 @@ func (d diary) notes(t *testing.T) string {
 	return strings.Join(strings.Fields(string(data)), " ")
 }
 
+// await waits until the notes are these: a container runs, and is ready if nobody asks it, before its script has said anything.
+func (d diary) await(t *testing.T, want string) {
+	t.Helper()
+	harness.Eventually(t, 20*time.Second, fmt.Sprintf("notes %q", want), func() error {
+		if got := d.notes(t); got != want {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+}
+
 // noted is a container of a pod that notes its name when it starts, and when it is told to end.
 func noted(name string, more ...string) string {
 	return fmt.Sprintf("  - name: %s\n    image: %s\n    command: [sh, -c, %q]\n", name, images.Tools,
@@ -181,12 +192,7 @@ func TestHooks(t *testing.T) {
 	n.write("p.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"+d.volume()+"  containers:\n"+
 		noted("a", "    lifecycle:\n", hook("postStart", noting+"until grep a /diary/notes; do sleep 0.1; done; sleep 0.5; note hook"), hook("preStop", noting+"note stop"))+noted("b"))
 	n.awaitReady("p")
-	harness.Eventually(t, 10*time.Second, "b has started", func() error {
-		if got := d.notes(t); got != "a hook b" {
-			return fmt.Errorf("%q", got)
-		}
-		return nil
-	})
+	d.await(t, "a hook b")
 	n.remove("p.yaml")
 	n.awaitGone("p")
 	if got := d.notes(t); !strings.Contains(got, "stop a-end") && !strings.Contains(got, "stop b-end a-end") && !strings.Contains(got, "b-end stop a-end") {

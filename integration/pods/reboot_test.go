@@ -94,6 +94,7 @@ func TestAfterAReboot(t *testing.T) {
 	n.write("never.yaml", podText("never", sleeper)+"  restartPolicy: Never\n")
 	n.write("done.yaml", podText("done", "true")+"  restartPolicy: Never\n")
 	before := n.awaitReady("p")
+	d.await(t, "init main")
 	n.awaitReady("never")
 	n.awaitPhase("done", v1.PodSucceeded)
 	n.reboot()
@@ -107,9 +108,7 @@ func TestAfterAReboot(t *testing.T) {
 		}
 		return nil
 	})
-	if got := d.notes(t); got != "init main init main" {
-		t.Errorf("what ran was %q", got)
-	}
+	d.await(t, "init main init main")
 	n.awaitPhase("never", v1.PodFailed)
 	if p := n.awaitPhase("done", v1.PodSucceeded); status(p, "main").RestartCount != 0 {
 		t.Error("what was done ran again")
