@@ -307,6 +307,21 @@ func TestReadOnlyRoot(t *testing.T) {
 	if s := stops.pod.Status(t); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("the stopped sandbox: %v", s)
 	}
+	// The same where no berth before had made the folder of the node's own pods.
+	const without = "pods of the node itself are not looked after until berth is started again"
+	n.Kill9(t)
+	remount(t, n.RootDir, 0)
+	if err := os.RemoveAll(filepath.Join(n.RootDir, "kubelet")); err != nil {
+		t.Fatal(err)
+	}
+	remount(t, n.RootDir, syscall.MS_RDONLY)
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tg.wantAlive(t)
+	if said := check(t, n); !strings.Contains(said, without) {
+		t.Errorf("berth check does not say it:\n%s", said)
+	}
 	n.Kill9(t)
 	remount(t, n.RootDir, 0)
 	if err := n.Start(); err != nil {
@@ -316,6 +331,9 @@ func TestReadOnlyRoot(t *testing.T) {
 	newTarget(t, n, "new").wantAlive(t)
 	if ok, why := stateWritable(t, n); !ok {
 		t.Errorf("StateWritable: %s", why)
+	}
+	if said := check(t, n); strings.Contains(said, without) {
+		t.Errorf("berth check still says:\n%s", said)
 	}
 }
 

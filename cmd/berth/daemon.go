@@ -245,8 +245,7 @@ func (b *berth) start(ctx context.Context, n *node) error {
 		}
 	}
 	b.pending = nil
-	n.self.run()
-	if err := n.openAPI(); err != nil {
+	if err := n.runSelf(); err != nil {
 		return err
 	}
 	n.sockets.RemoveUnused()
@@ -257,7 +256,7 @@ func (b *berth) start(ctx context.Context, n *node) error {
 
 func (b *berth) ready(ctx context.Context, n *node, took time.Duration) {
 	status := n.runtime.Status(ctx)
-	for _, l := range status.Limitations {
+	for _, l := range append(status.Limitations, n.lacks...) {
 		b.log.Warn("limitation of this node", "what", l)
 	}
 	b.log.Info("berth is ready", "version", version, "criSocket", b.cfg.CRISocket, "network", b.cfg.Network.Mode,

@@ -135,6 +135,19 @@ func (n *node) foreign() (string, bool) {
 	return "", false
 }
 
+// runSelf begins to look after the node's own pods, and lets in who asks for them.
+func (n *node) runSelf() error {
+	defer close(n.started)
+	if n.self == nil {
+		return nil
+	}
+	n.self.run()
+	if err := n.openAPI(); err != nil {
+		return n.goWithout("nobody is let in to the pods of the node itself", err)
+	}
+	return nil
+}
+
 // run starts it all.
 func (s *self) run() {
 	var ctx context.Context

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/berth-node/berth/cgroups"
@@ -49,8 +50,10 @@ type node struct {
 	metrics *metrics.Metrics
 	cri     *cri.Server
 	cgroups *cgroups.Host
-	self    *self          // the pods of the node itself; nil before recovery
+	self    *self          // the pods of the node itself; nil before recovery, and where there is no place for their records
 	api     *api           // the doors to them; nil before they are open
+	lacks   []string       // limitations beside the runtime's
+	started chan struct{}  // closed when self, api and lacks are what they stay
 	close   []func() error // what was opened, the runtime and the doors excepted
 
 	server   *grpc.Server
@@ -78,7 +81,7 @@ func (n *node) onClose(f func() error) { n.close = append(n.close, f) }
 // build opens all parts; nothing is done yet, and nobody let in. end undoes it, also where it failed.
 func (n *node) build() error {
 	n.metrics = metrics.New(version)
-	n.broken, n.drained = make(chan error, 4), make(chan struct{})
+	n.broken, n.drained, n.started = make(chan error, 4), make(chan struct{}), make(chan struct{})
 	n.over, n.leave = context.WithCancel(context.Background())
 	host, err := n.openCgroups()
 	if err != nil {
@@ -225,8 +228,19 @@ func (n *node) recover(ctx context.Context) error {
 	}
 	var err error
 	if n.self, err = n.openSelf(); err != nil {
+		n.self = nil
+		return n.goWithout("pods of the node itself are not looked after until berth is started again", err)
+	}
+	return nil
+}
+
+// goWithout passes an error on, unless it is that the root dir is full or read-only. That is no reason not to serve the CRI, by which
+// all that runs can be seen and ended: what is lacking is reported.
+func (n *node) goWithout(what string, err error) error {
+	if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("pods of the node itself: %w", err)
 	}
+	n.lacks = append(n.lacks, fmt.Sprintf("%s: %v", what, err))
 	return nil
 }
 

@@ -113,10 +113,10 @@ func (n *node) status(ctx context.Context) admin.Status {
 	if s.Network != nil {
 		out.NetworkError = s.Network.Error()
 	}
-	if n.self != nil {
-		for _, f := range n.self.declared.Faults() {
-			out.Manifests = append(out.Manifests, f.Error())
-		}
+	select {
+	case <-n.started:
+		n.selfStatus(&out)
+	default:
 	}
 	out.Lingering = lingeringStatus(n.cfg.RunDir)
 	for _, h := range s.Handlers {
@@ -129,10 +129,21 @@ func (n *node) status(ctx context.Context) admin.Status {
 	return out
 }
 
-// drain leaves nothing of berth on the node but its images and, as long as this process lives, its sockets.
+// selfStatus adds how it stands with the node's own pods.
+func (n *node) selfStatus(out *admin.Status) {
+	out.Limitations = append(out.Limitations, n.lacks...)
+	if n.self == nil {
+		return
+	}
+	for _, f := range n.self.declared.Faults() {
+		out.Manifests = append(out.Manifests, f.Error())
+	}
+}
+
 // drainGrace is what containers get that came through the CRI, which does not say.
 const drainGrace = 10 * time.Second
 
+// drain leaves nothing of berth on the node but its images and, as long as this process lives, its sockets.
 func (n *node) drain(ctx context.Context, grace time.Duration, tell func(string)) error {
 	if err := n.drainSelf(ctx, grace, tell); err != nil {
 		return err
