@@ -8,12 +8,10 @@ import (
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor joins and makes the namespaces, before Go runs
 
 	"github.com/berth-node/berth/internal/startfifo"
-	"github.com/berth-node/berth/internal/sysmon"
 	"github.com/berth-node/berth/runtime/launch/filter"
 )
 
 func init() {
-	sysmon.Calm()
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// Init runs on one processor and on this thread alone (it sets both itself) and never returns.
 		filter.Receive()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/berth-node/berth/runtime/keeper"
 	"github.com/berth-node/berth/runtime/launch"
+	_ "github.com/berth-node/berth/runtime/launch/monitor"
 	_ "github.com/berth-node/berth/runtime/launch/stages"
 )
 

@@ -45,6 +45,7 @@ var Rules = []Rule{
 	{"runtime/keeper", []string{"internal/..."}, "the protocol, which both ends link"},
 	{"runtime/keeper/server", []string{"runtime/keeper", "runtime/crilog", "internal/..."},
 		"it writes the containers' logs; no libcontainer, gRPC, Kubernetes, image or network code"},
+	{"runtime/launch/monitor", nil, "it is for the linker"},
 	{"runtime/launch/stages", nil, "it is for the linker"},
 	{"runtime/launch", []string{"runtime/launch/filter", "runtime/keeper", "internal/..."}, "it takes its jobs in the keeper's words"},
 	{"runtime/launch/filter", []string{"internal/..."}, "init pays for its package init too"},

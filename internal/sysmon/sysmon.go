@@ -1,14 +1,14 @@
 // Package sysmon lets the monitor thread of Go's runtime wake less often.
 //
-// That thread sleeps 20 µs at a time while a program is young or at work, a hundred times in the 10 ms of a launcher or
-// an init, mostly to find that nothing has to be done: a tenth of their CPU time. The kernel
-// may wake a sleeper later than asked, by the thread's timer slack (proc(5), timerslack_ns; 50 µs as a rule), and so wakes it
-// together with others or not before the slack is over.
+// That thread sleeps 20 µs at a time while a program is young or at work, a hundred times in 10 ms, mostly to find that nothing
+// has to be done. The kernel may wake a sleeper later than asked, by the thread's timer slack (proc(5), timerslack_ns; 50 µs as
+// a rule), and so wakes it together with others or not before the slack is over.
 //
 // What depends on it is how soon other goroutines get the processor of one that stays in a system call.
 //
 // A thread has the slack of the one that makes it, and so has a process: the monitor thread makes threads too, when none is
-// idle. Where a thread other than the main one starts processes, it calls Restore first.
+// idle. Where a thread other than the main one starts processes, it calls Restore first. A program with cgo can do better: see
+// runtime/launch/monitor.
 package sysmon
 
 import (

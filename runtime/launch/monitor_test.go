@@ -38,7 +38,7 @@ func TestMonitorThreadIsCalm(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if slackOf(t, tid) == "500000" {
+		if slackOf(t, tid) == "10000000" {
 			calm++
 		}
 	}
