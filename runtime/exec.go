@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/cgroups"
@@ -78,8 +79,11 @@ type execution struct {
 	console *os.File // with a terminal
 }
 
-// execIO are the process's ends of its streams; nil is /dev/null.
-type execIO struct{ stdin, stdout, stderr *os.File }
+// execIO are the process's ends of its streams; nil is /dev/null. A terminal is made for the process, of this size.
+type execIO struct {
+	stdin, stdout, stderr *os.File
+	size                  Size
+}
 
 // startExec starts a process in a running container. The caller calls wait or kill, then done.
 func (r *Runtime) startExec(ctx context.Context, c *container, cmd []string, terminal bool, stdio execIO) (*execution, error) {
@@ -100,6 +104,9 @@ func (r *Runtime) startExecAs(ctx context.Context, id string, c *container, cmd 
 		return nil, err
 	}
 	ociProcess := spec.ExecProcess(s, cmd, terminal)
+	if terminal && stdio.size != (Size{}) {
+		ociProcess.ConsoleSize = &specs.Box{Width: uint(stdio.size.Width), Height: uint(stdio.size.Height)}
+	}
 	process, err := json.Marshal(ociProcess)
 	if err != nil {
 		return nil, err
@@ -311,7 +318,7 @@ func (r *Runtime) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 }
 
 func (r *Runtime) execTerminal(ctx context.Context, c *container, cmd []string, s Streams) (int32, error) {
-	x, err := r.startExec(ctx, c, cmd, true, execIO{})
+	x, err := r.startExec(ctx, c, cmd, true, execIO{size: firstSize(ctx, s.Resize)})
 	if err != nil {
 		return 0, err
 	}
@@ -341,6 +348,26 @@ func (r *Runtime) execTerminal(ctx context.Context, c *container, cmd []string, 
 		return 0, ctx.Err()
 	}
 	return int32(exit.Code), nil
+}
+
+// sizeWait is how long a command waits for the size of its terminal. Clients that have a terminal send it first of all.
+const sizeWait = 100 * time.Millisecond
+
+// firstSize returns the size that a terminal shall have from its process's first moment on: what looks but once, as a
+// shell's script does, would find 0 by 0, and never the right one. Zero if none comes in time; later ones are resizes.
+func firstSize(ctx context.Context, sizes <-chan Size) Size {
+	if sizes == nil {
+		return Size{}
+	}
+	late := time.NewTimer(sizeWait)
+	defer late.Stop()
+	select {
+	case size := <-sizes:
+		return size
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return Size{}
 }
 
 // pollConsole makes reading the terminal a matter of the poller: done can then end a read that nothing else would end.

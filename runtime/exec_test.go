@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"strings"
@@ -116,5 +117,28 @@ func TestOutputForNobody(t *testing.T) {
 			theirs.Close()
 			<-done
 		})
+	}
+}
+
+func TestFirstSize(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	sent, closed, silent := make(chan Size, 1), make(chan Size), make(chan Size)
+	sent <- Size{Width: 80, Height: 25}
+	close(closed)
+	for name, tt := range map[string]struct {
+		ctx   context.Context
+		sizes <-chan Size
+		want  Size
+	}{
+		"the client's":          {t.Context(), sent, Size{Width: 80, Height: 25}},
+		"the client has none":   {t.Context(), closed, Size{}},
+		"the client sends none": {t.Context(), silent, Size{}},
+		"the client has gone":   {ended, silent, Size{}},
+		"no terminal":           {t.Context(), nil, Size{}},
+	} {
+		if got := firstSize(tt.ctx, tt.sizes); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
 	}
 }

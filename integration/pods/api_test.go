@@ -608,7 +608,8 @@ func TestTerminal(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), harness.Patience(30*time.Second))
 		defer cancel()
 		cmd := u.command(ctx, "exec", "-it", "web", "--", "sh", "-c",
-			"stty size; while [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; stty size; read line; echo bye $line; exit 4")
+			"until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; stty size; "+ // a slow client's size comes late
+				"while [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; stty size; read line; echo bye $line; exit 4")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 		if err := cmd.Start(); err != nil {
