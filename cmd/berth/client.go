@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 
 	"github.com/berth-node/berth/internal/admin"
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/filelock"
 )
 
 // adminSocket is the operator's socket of the node with this run dir.
@@ -32,7 +35,27 @@ pods again. Nothing else of berth is left on the node.`,
 	cmd.Flags().DurationVar(&grace, "grace", 0, `the longest that containers may take to end before they are killed; without it, pods of the node itself have
 their own grace, and those that came through the CRI 10s`)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return admin.NewClient(adminSocket(*runDir)).Drain(cmd.Context(), grace, func(s string) { cmd.Println(s) })
+		if err := admin.NewClient(adminSocket(*runDir)).Drain(cmd.Context(), grace, func(s string) { cmd.Println(s) }); err != nil {
+			return err
+		}
+		return awaitEnd(cmd.Context(), *runDir)
 	}
 	return cmd
+}
+
+// endLimit is how long a drained daemon, which has nothing left to do, may take to end.
+const endLimit = time.Minute
+
+// awaitEnd returns when no daemon owns the run dir any more: the next one can start at once.
+func awaitEnd(ctx context.Context, runDir string) error {
+	ended := make(chan error, 1)
+	go func() { ended <- filelock.Wait(lockPath(runDir)) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endLimit):
+		return fmt.Errorf("all pods are gone, but the daemon has not ended within %s", endLimit)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

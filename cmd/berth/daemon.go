@@ -190,10 +190,13 @@ func (b *berth) lock() error {
 	return nil
 }
 
+// unlock gives up the run dir last: who waits for that finds all of the node free.
 func (b *berth) unlock() {
-	for name, l := range b.locks {
-		_ = l.Release() // a close of a file that was only locked
-		delete(b.locks, name)
+	for _, name := range []string{rootLock, runLock} {
+		if l := b.locks[name]; l != nil {
+			_ = l.Release() // a close of a file that was only locked
+			delete(b.locks, name)
+		}
 	}
 }
 
