@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,26 +93,33 @@ spec:
 // sleeper runs until it is told to end, and does so at once.
 const sleeper = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done"
 
-// pods are those that the node shows.
-func (n *node) pods() (all []*v1.Pod) {
-	dirs, err := filepath.Glob(filepath.Join(n.RootDir, "kubelet", "pods", "*"))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for _, dir := range dirs {
-		var record struct{ Pod *v1.Pod }
-		var state struct{ Status v1.PodStatus }
-		for file, v := range map[string]any{"pod.json": &record, "state.json": &state} {
-			if data, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
-				_ = json.Unmarshal(data, v)
-			}
+// pods are those that the node shows to its users, waiting for a node that is just starting.
+func (n *node) pods() []*v1.Pod {
+	n.t.Helper()
+	var list struct{ Items []*v1.Pod }
+	harness.Eventually(n.t, 20*time.Second, "the node shows its pods", func() error {
+		resp, err := n.api().Get("http://node/api/v1/pods")
+		if err != nil {
+			return err
 		}
-		if record.Pod != nil {
-			record.Pod.Status = state.Status
-			all = append(all, record.Pod)
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s", resp.Status)
 		}
-	}
-	return all
+		return json.NewDecoder(resp.Body).Decode(&list)
+	})
+	return list.Items
+}
+
+// api speaks to the node through the door of its own commands.
+func (n *node) api() *http.Client {
+	return &http.Client{Timeout: harness.Patience(10 * time.Second), Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", filepath.Join(n.RunDir, "api.sock"))
+		},
+	}}
 }
 
 // pod is the pod of a name, nil if there is none.

@@ -21,9 +21,10 @@ import (
 // reboot takes from a node what a reboot takes: its processes, its mounts and its run dir.
 func (n *node) reboot() {
 	n.t.Helper()
+	pods := n.pods()
 	n.Kill9(n.t)
 	for _, dir := range []string{n.RunDir, "/run/netns"} {
-		for _, pid := range n.processes() {
+		for _, pid := range n.processes(pods) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		for _, mount := range mountsBelow(n.t, dir) {
@@ -49,9 +50,8 @@ func (n *node) reboot() {
 	}
 }
 
-// processes are the node's keeper and launchers, and all that runs in the cgroups of its pods.
-func (n *node) processes() (pids []int) {
-	pods := n.pods()
+// processes are the node's keeper and launchers, and all that runs in the cgroups of these pods.
+func (n *node) processes(pods []*v1.Pod) (pids []int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		n.t.Fatal(err)
