@@ -25,11 +25,11 @@ FUZZ ?=
 # More flags for every go test: make test TESTFLAGS=-v
 TESTFLAGS ?=
 # The runner of a virtual machine with cgroup v2, called as $(V2_VM) $(V2_VM_FLAGS) -- COMMAND in this folder, which it shares.
-# AppArmor's parser is for critest, where the machine's kernel has AppArmor.
+# AppArmor's parser is for critest, where the machine's kernel has AppArmor; the NFS server for the suite pods.
 V2_VM ?=
-V2_VM_FLAGS ?= -m 4G -t 14400 --packages "apparmor criu"
-# What of the suite test-v2 runs: integration, chaos, critest, kubelet (after make kubelet).
-SUITES ?= integration critest
+V2_VM_FLAGS ?= -m 4G -t 14400 --packages "apparmor criu nfs-kernel-server"
+# What of the suite test-v2 runs: integration, pods, chaos, critest, kubelet (after make kubelet).
+SUITES ?= integration pods critest
 
 CRI_TOOLS := sigs.k8s.io/cri-tools
 TOOLS     := cd integration/tools && CGO_ENABLED=0 $(GO)
@@ -176,6 +176,7 @@ out/v2: build failpoints tools images
 	cp -r bin/failpoints $@/bin/failpoints
 	cp -r out/images $@/out/images
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/integration.test ./integration
+	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/pods.test ./integration/pods
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/critest.test ./integration/critest
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/chaos.test ./integration/chaos
 	CGO_ENABLED=0 $(GO) test -c -tags integration -o $@/kubelet.test ./integration/kubelet

@@ -16,13 +16,15 @@ import (
 // is removed, but for its claims. Nothing outside of the pod's folder is touched, whatever the pod has put there: no link is
 // followed and no mount entered. A second call goes on where the first one failed.
 func (m *Manager) Teardown(uid types.UID) error {
-	dir := m.podDir(uid)
 	var failed []error
-	for _, part := range []string{subPathsDir, "volumes"} { // the first are mounts of what is in the second
-		if err := removeTree(filepath.Join(dir, part)); err != nil {
+	remove := func(part string) {
+		if err := removeTree(filepath.Join(m.podDir(uid), part)); err != nil {
 			failed = append(failed, fmt.Errorf("volumes of pod %s: %w", uid, err))
 		}
 	}
+	remove(subPathsDir) // mounts of what is in the volumes
+	m.unmountNFS(uid)
+	remove("volumes")
 	return errors.Join(append(failed, m.forget(uid))...)
 }
 

@@ -3,12 +3,15 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
@@ -301,5 +304,51 @@ func TestNFSWithoutAServer(t *testing.T) {
 	_, err := m.Setup(ctx, podOf(t, "volumes: [{name: data, nfs: {server: '::1', path: /none}}]"), Inputs{})
 	if err == nil || !strings.Contains(err.Error(), `MountVolume.SetUp failed for volume "data" : mount [::1]:/none: no answer`) {
 		t.Errorf("%v", err)
+	}
+}
+
+// When the time is up for mount(8), it is for the helper that it has started, too.
+func TestNFSHelperEndsWithTheMount(t *testing.T) {
+	needRoot(t)
+	m, bin := newManager(t), t.TempDir()
+	pidFile := filepath.Join(bin, "pid")
+	if err := os.WriteFile(bin+"/mount", []byte("#!/bin/sh\nsleep 1000 & echo $! > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; wait\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := m.Setup(ctx, podOf(t, "volumes: [{name: data, nfs: {server: '::1', path: /none}}]"), Inputs{})
+		failed <- err
+	}()
+	var pid int
+	eventually(t, "the helper runs", func() bool {
+		data, err := os.ReadFile(pidFile)
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(data)))
+		}
+		return err == nil
+	})
+	cancel()
+	if err := <-failed; err == nil {
+		t.Error("it is mounted")
+	}
+	eventually(t, "the helper is gone", func() bool { return !runs(pid) })
+}
+
+// runs says whether a process is there and no zombie.
+func runs(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(stat), ") Z ")
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
 	}
 }
