@@ -19,10 +19,13 @@ import (
 	"github.com/berth-node/berth/integration/images"
 )
 
-// killBoth ends daemon and keeper without warning.
-func killBoth(t *testing.T, n *harness.Node) {
+// killBoth ends daemon and keeper without warning, under all that run.
+func killBoth(t *testing.T, n *harness.Node, running ...*target) {
 	t.Helper()
 	keeper := keeperPid(t, n)
+	for _, tg := range running {
+		tg.keepersKilled++
+	}
 	n.Kill9(t)
 	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -47,7 +50,7 @@ func TestDamagedRecordOfTheKeeper(t *testing.T) {
 		all = append(all, newTarget(t, n, d.name))
 	}
 	shared := newTarget(t, n, "pause process", sharePID)
-	killBoth(t, n)
+	killBoth(t, n, append(all, shared)...)
 	for _, tg := range all {
 		d := damages[slices.IndexFunc(damages, func(d damage) bool { return d.name == tg.name })]
 		if err := d.do(filepath.Join(n.RunDir, "containers", tg.app.ID, "keeper.json")); err != nil {
@@ -76,7 +79,7 @@ func TestDamagedRecordOfTheKeeper(t *testing.T) {
 	if s := all[0].app.Status(t); s.State != cri.ContainerState_CONTAINER_EXITED {
 		t.Errorf("a stopped container that was taken over: %v", s)
 	}
-	killBoth(t, n) // what was taken over is on record again
+	killBoth(t, n, append(all[1:], shared)...) // what was taken over is on record again
 	if err := n.Start(); err != nil {
 		t.Fatal(err)
 	}
