@@ -439,3 +439,31 @@ func TestExecBesideThreadedCgroups(t *testing.T) {
 		})
 	}
 }
+
+// Whichever launcher makes a container or enters it, and whatever that has done before: none gets limits but the daemon's own
+// and what it asks for.
+func TestLimitsOfProcessesAreTheSameForAll(t *testing.T) {
+	n := ownNode(t)
+	pod := n.RunPod(t, "alike")
+	locked := func(limits string) string {
+		for line := range strings.Lines(limits) {
+			if strings.HasPrefix(line, "Max locked memory") {
+				return strings.Join(strings.Fields(line), " ")
+			}
+		}
+		t.Fatalf("no limit of locked memory in:\n%s", limits)
+		return ""
+	}
+	daemon, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", n.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		c := pod.Idle(t, fmt.Sprintf("c%d", i))
+		for _, process := range []string{"1", "self"} {
+			if got, want := locked(c.Exec(t, "cat", "/proc/"+process+"/limits")), locked(string(daemon)); got != want {
+				t.Errorf("container %d, process %s: %s; the daemon: %s", i, process, got, want)
+			}
+		}
+	}
+}

@@ -25,6 +25,8 @@ import (
 	"net"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-node/berth/internal/failpoint"
 	"github.com/berth-node/berth/internal/wire"
 	"github.com/berth-node/berth/runtime/keeper"
@@ -45,9 +47,13 @@ func Serve(conn *net.UnixConn, host *os.File) error {
 			return fmt.Errorf("reach the host's mounts: %w", err)
 		}
 	}
+	var locked unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &locked); err != nil {
+		return fmt.Errorf("read the limit of locked memory: %w", err)
+	}
 	warm()
 	for done := 1; ; done++ {
-		stays, err := serve(conn, mounts, log, done < maxJobs)
+		stays, err := serve(conn, mounts, log, &locked, done < maxJobs)
 		if err != nil || !stays {
 			return err
 		}
@@ -55,7 +61,7 @@ func Serve(conn *net.UnixConn, host *os.File) error {
 }
 
 // serve does one job. mayStay allows another after it.
-func serve(conn *net.UnixConn, mounts *lean, log *logBuffer, mayStay bool) (stays bool, err error) {
+func serve(conn *net.UnixConn, mounts *lean, log *logBuffer, locked *unix.Rlimit, mayStay bool) (stays bool, err error) {
 	var job keeper.Job
 	files, err := wire.Read(conn, &job)
 	if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -79,15 +85,19 @@ func serve(conn *net.UnixConn, mounts *lean, log *logBuffer, mayStay bool) (stay
 		return false, err
 	}
 	// After the answer, which somebody waits for.
-	if !readyAgain(mounts, log) {
+	if !readyAgain(mounts, log, locked) {
 		return false, nil
 	}
 	return wire.Write(conn, &keeper.JobResult{Stays: true}) == nil, nil // if not, nobody has more jobs
 }
 
 // readyAgain tells whether nothing of a container that was made is left in this process.
-func readyAgain(mounts *lean, log *logBuffer) bool {
+func readyAgain(mounts *lean, log *logBuffer, locked *unix.Rlimit) bool {
 	log.reset()
+	// For the eBPF program of the devices of cgroup v2 libcontainer takes the limit off, which the next init would inherit.
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, locked); err != nil {
+		return false
+	}
 	if err := os.Chdir("/"); err != nil { // it stood in the bundle
 		return false
 	}

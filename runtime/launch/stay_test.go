@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -20,6 +21,7 @@ func TestLauncherStaysForMoreContainers(t *testing.T) {
 	w := n.launch()
 	var all []*container
 	made, mounts := 0, ""
+	own := lockedMemory(t, os.Getpid(), nil)
 	volume := specs.Mount{Destination: "/volume", Type: "bind", Source: t.TempDir(), Options: []string{"rbind"}}
 	for stays := true; stays; made++ {
 		c := n.bundle([]string{"pause"}, func(s *specs.Spec) { s.Mounts = append(s.Mounts, volume) })
@@ -38,6 +40,11 @@ func TestLauncherStaysForMoreContainers(t *testing.T) {
 			t.Errorf("the launcher that waits stands in %q, %v", cwd, err)
 		}
 		if stays {
+			// Then it is changed as libcontainer changes it on cgroup v2, as if in the next job.
+			changed := unix.Rlimit{Cur: own.Cur / 2, Max: own.Max}
+			if was := lockedMemory(t, w.cmd.Process.Pid, &changed); was != own {
+				t.Errorf("the launcher that waits may lock %v of memory, was started with %v", was, own)
+			}
 			now := mountsOf(t, w.cmd.Process.Pid)
 			if strings.Contains(now, volume.Source) || mounts != "" && now != mounts {
 				t.Errorf("the launcher that waits has mounts of the container that it made:\n%s", now)
@@ -62,6 +69,15 @@ func TestLauncherStaysForMoreContainers(t *testing.T) {
 	for _, c := range all {
 		c.wantNothingLeft()
 	}
+}
+
+// lockedMemory is a process' limit, which may be set.
+func lockedMemory(t *testing.T, pid int, set *unix.Rlimit) (was unix.Rlimit) {
+	t.Helper()
+	if err := unix.Prlimit(pid, unix.RLIMIT_MEMLOCK, set, &was); err != nil {
+		t.Fatal(err)
+	}
+	return was
 }
 
 // TestLauncherGoesAfterAFailure: what a creation that failed has left in the process touches no other container.
