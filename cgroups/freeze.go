@@ -2,10 +2,7 @@ package cgroups
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/berth-node/berth/internal/errdefs"
 )
@@ -107,13 +104,8 @@ func thawTreeV1(dir string) {
 	if dir == "" {
 		return
 	}
-	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = writeFile(path, "freezer.state", thawedV1)
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
+	_ = walk(dir, func(path string) error {
+		_ = writeFile(path, "freezer.state", thawedV1)
+		return nil
+	}, nil)
 }

@@ -50,7 +50,7 @@ func (g *Group) dirs() []string {
 func (g *Group) Pids() ([]int, error) {
 	var all []int
 	for _, dir := range g.dirs() {
-		pids, err := cgroups.GetAllPids(dir)
+		pids, err := allPids(dir)
 		if err != nil && !gone(err) {
 			return nil, fmt.Errorf("processes of cgroup %s: %w", dir, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -251,6 +252,56 @@ func TestSubGroup(t *testing.T) {
 		}
 		if pids, err := g.Pids(); err != nil || len(pids) != 1 || pids[0] != c.cmd.Process.Pid {
 			t.Errorf("pids %v, %v; want %d alone", pids, err, c.cmd.Process.Pid)
+		}
+	})
+}
+
+// A workload with cgroups of its own nests them deeper than a path can be long.
+func TestDeepCgroups(t *testing.T) {
+	hosts(t, func(t *testing.T, h *Host, g *Group) {
+		c := start(t, g, "idle")
+		freezer := g.paths["freezer"]
+		if h.Unified {
+			freezer = g.paths[""]
+		}
+		at, err := os.Open(freezer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { at.Close() }()
+		name := strings.Repeat("d", 200)
+		for range 25 { // of which 20 are enough
+			if err := unix.Mkdirat(int(at.Fd()), name, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			next, err := openBelow(at, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at.Close()
+			at = next
+		}
+		deep := start(t, g, "idle")
+		if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/cgroup.procs", at.Fd()), []byte(fmt.Sprint(deep.cmd.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+		at.Close()
+		want := []int{c.cmd.Process.Pid, deep.cmd.Process.Pid}
+		slices.Sort(want)
+		if pids, err := g.Pids(); err != nil || !slices.Equal(pids, want) {
+			t.Errorf("pids %v, %v; want %v", pids, err, want)
+		}
+		if _, err := g.OOMKills(); err != nil {
+			t.Error(err)
+		}
+		if err := g.Freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if g.Exists() {
+			t.Error("it is there after Remove")
 		}
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -95,7 +94,7 @@ func (g *Group) killV1(ctx context.Context) error {
 // reading and the signal, so a process is held by a pidfd and then looked for once more.
 func signalAll(dirs []string) error {
 	for _, dir := range dirs {
-		pids, err := cgroups.GetAllPids(dir)
+		pids, err := allPids(dir)
 		if err != nil && !gone(err) {
 			return err
 		}
@@ -105,7 +104,7 @@ func signalAll(dirs []string) error {
 				held[pid] = fd
 			} // it ended, or we are out of descriptors: the next round has it
 		}
-		again, err := cgroups.GetAllPids(dir)
+		again, err := allPids(dir)
 		for pid, fd := range held {
 			if slices.Contains(again, pid) {
 				_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // ESRCH: it ended by itself

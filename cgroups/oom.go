@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -34,18 +33,15 @@ func (g *Group) OOMKills() (uint64, error) {
 		return 0, nil
 	}
 	var sum uint64 // v1 counts each cgroup alone
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if gone(err) {
-			return nil
-		}
-		if err != nil || !d.IsDir() {
-			return err
-		}
+	err := walk(dir, func(path string) error {
 		r := reader{dir: path}
 		control, _ := r.table("memory.oom_control")
 		sum += control["oom_kill"]
 		return r.err
-	})
+	}, nil)
+	if gone(err) {
+		err = nil
+	}
 	return sum, err
 }
 

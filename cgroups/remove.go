@@ -23,6 +23,10 @@ func (g *Group) Remove(ctx context.Context) error {
 	}
 	failpoint.Here(failpoint.CgroupKilled)
 	if g.unit != nil {
+		// What a workload has made below may be more than systemd and the library can remove: they go by paths.
+		for _, dir := range g.dirs() {
+			_ = removeBelow(dir) // what stays is tried again below
+		}
 		// Also where the directory is gone: the unit of a container that was killed for lack of memory is kept as
 		// "failed" until somebody resets it. The library says nothing of a unit that does not exist.
 		m, err := g.manager()
@@ -57,33 +61,6 @@ func (g *Group) rmdir() error {
 		if err := removeTree(dir); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// removeTree removes a cgroup and those below it. One that is not there is no error.
-func removeTree(dir string) error {
-	err := unix.Rmdir(dir) // nearly always enough
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	entries, readErr := os.ReadDir(dir)
-	if gone(readErr) {
-		return nil
-	}
-	if readErr != nil {
-		return readErr
-	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 	}
 	return nil
 }
