@@ -199,6 +199,7 @@ func servedByLingerers(runDir string) []string {
 
 // awaitLingerers ends what earlier daemons served if these die before it has ended.
 func (b *berth) awaitLingerers(n *node) {
+	handover.Tidy(b.cfg.RunDir)
 	for _, l := range handover.Lingerers(b.cfg.RunDir) {
 		go func() { // ends with l, at the latest
 			execs, err := l.Await()

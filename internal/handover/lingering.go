@@ -42,15 +42,25 @@ type Lingering struct {
 // Linger makes an entry, which Close removes.
 func Linger(runDir, version string) (*Lingering, error) {
 	dir := filepath.Join(runDir, lingeringDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
 	base := filepath.Join(dir, fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()))
-	lock, err := filelock.Acquire(base + ".lock")
-	if err != nil {
-		return nil, err
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		lock, err := filelock.Acquire(base + ".lock")
+		if errors.Is(err, os.ErrNotExist) {
+			continue // somebody has removed the folder, which was empty
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &Lingering{told: Lingerer{Pid: os.Getpid(), Version: version, base: base}, lock: lock}, nil
 	}
-	return &Lingering{told: Lingerer{Pid: os.Getpid(), Version: version, base: base}, lock: lock}, nil
+}
+
+// Tidy removes the folder of a daemon that was killed between its last file and it.
+func Tidy(runDir string) {
+	_ = os.Remove(filepath.Join(runDir, lingeringDir)) // mostly it is not there; one that is not empty stays
 }
 
 // TellExecs replaces the executions of the entry.
