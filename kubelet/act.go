@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,6 +20,7 @@ import (
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
+	"github.com/berth-node/berth/kubelet/resource"
 	"github.com/berth-node/berth/kubelet/volume"
 	"github.com/berth-node/berth/runtime"
 )
@@ -29,6 +31,10 @@ type Cgroups interface {
 	EnsurePod(ctx context.Context, pod *v1.Pod) error
 	// SetPod sets all limits.
 	SetPod(ctx context.Context, pod *v1.Pod) error
+	// Resize brings a pod that runs, and its containers, to what it says now.
+	Resize(ctx context.Context, pod *v1.Pod, parts []resource.Part, do resource.Resizer) error
+	// Actual are the limits in force.
+	Actual(pod *v1.Pod) (*specs.LinuxResources, error)
 	RemovePod(ctx context.Context, uid types.UID) error
 	// Adopt tells of pods that have theirs from before.
 	Adopt(pods ...*v1.Pod)
@@ -103,8 +109,8 @@ func (w *worker) action(a plan.Action) func(context.Context) result {
 	}
 	switch a.Kind {
 	case plan.Prepare:
-		runs := w.runs()
-		return func(ctx context.Context) result { return k.prepare(ctx, pod, runs) }
+		runs, settled := w.runs(), w.settled()
+		return func(ctx context.Context) result { return k.prepare(ctx, pod, runs, settled) }
 	case plan.Mount:
 		in, changes := w.inputs(), w.pod.changes
 		return func(ctx context.Context) result { return k.mount(ctx, pod, in, changes) }
@@ -118,6 +124,9 @@ func (w *worker) action(a plan.Action) func(context.Context) result {
 		return simple(func(ctx context.Context) error { return k.makeSandbox(ctx, pod, a.Attempt, users) })
 	case plan.Start:
 		return w.start(a)
+	case plan.Resize:
+		sandbox, containers := w.sandboxes()[0].ID, w.living()
+		return simple(func(ctx context.Context) error { return k.resizePod(ctx, pod, sandbox, containers) })
 	case plan.PostStart:
 		ip := w.pod.status.PodIP
 		return func(ctx context.Context) result { return k.postStart(ctx, pod, a, ip) }
@@ -152,13 +161,20 @@ func (w *worker) runs() bool {
 	return false
 }
 
+// settled reports whether the limits of the pod are what they should be, or may be made so at any time: while a resize is not
+// through, they change in its order and no other.
+func (w *worker) settled() bool {
+	r := w.pod.memory.Resizing
+	return r == nil || r.Written
+}
+
 // prepare makes what the sandbox and all containers need.
-func (k *Kubelet) prepare(ctx context.Context, pod *v1.Pod, runs bool) result {
+func (k *Kubelet) prepare(ctx context.Context, pod *v1.Pod, runs, settled bool) result {
 	users, err := k.cfg.Users.Get(pod)
-	if err == nil {
+	if err == nil && (settled || !runs) {
 		err = k.cfg.Cgroups.EnsurePod(ctx, pod)
 	}
-	if err == nil && runs {
+	if err == nil && runs && settled {
 		err = k.cfg.Cgroups.SetPod(ctx, pod)
 	}
 	if err != nil {
@@ -290,7 +306,7 @@ func (w *worker) start(a plan.Action) func(context.Context) result {
 	img, volumes, users := w.pod.images[a.Container], w.pod.volumes, w.pod.users
 	sandbox := w.sandboxes()[0]
 	in := w.inputs()
-	target := w.target(a.Container)
+	target, settled := w.target(a.Container), w.settled()
 	return func(ctx context.Context) result {
 		fail := func(reason string, err error) result {
 			k.containerEvent(pod, c.Name, v1.EventTypeWarning, "Failed", fmt.Sprintf("Error: %v", err))
@@ -323,6 +339,9 @@ func (w *worker) start(a plan.Action) func(context.Context) result {
 			return fail("RunContainerError", err)
 		}
 		k.containerEvent(pod, c.Name, v1.EventTypeNormal, "Started", "Container started")
+		if !settled {
+			return result{}
+		}
 		if err := k.cfg.Cgroups.SetPod(ctx, pod); err != nil {
 			k.log.Error("the limits of a pod could not be set", "pod", podName(pod), "err", err)
 		}

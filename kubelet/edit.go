@@ -5,13 +5,15 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
 	"github.com/berth-node/berth/kubelet/manifest"
+	"github.com/berth-node/berth/kubelet/resource"
 )
 
 // edit returns the pod as it is after an edit of its declaration, if that is one of those that change a pod which runs, as an API
-// server would have it: of images, the deadline, tolerations, labels and annotations, and new ephemeral containers. Everything else
-// makes another pod.
+// server would have it: of images, the deadline, tolerations, labels and annotations, new ephemeral containers, and resources that
+// can be changed in place. Everything else makes another pod.
 func edit(pod, declared *v1.Pod) (edited *v1.Pod, inPlace bool) {
 	edited = pod.DeepCopy()
 	want := declared.DeepCopy()
@@ -19,12 +21,13 @@ func edit(pod, declared *v1.Pod) (edited *v1.Pod, inPlace bool) {
 	edited.Labels, edited.Annotations = want.Labels, want.Annotations
 	copyImages(edited.Spec.Containers, want.Spec.Containers)
 	copyImages(edited.Spec.InitContainers, want.Spec.InitContainers)
+	copyResources(&edited.Spec, &want.Spec)
 	edited.Spec.ActiveDeadlineSeconds = want.Spec.ActiveDeadlineSeconds
 	edited.Spec.Tolerations = want.Spec.Tolerations
 	if have := edited.Spec.EphemeralContainers; len(want.Spec.EphemeralContainers) > len(have) {
 		edited.Spec.EphemeralContainers = append(have, want.Spec.EphemeralContainers[len(have):]...)
 	}
-	if !equality.Semantic.DeepEqual(edited.Spec, want.Spec) {
+	if !equality.Semantic.DeepEqual(edited.Spec, want.Spec) || resource.Class(edited) != resource.Class(pod) {
 		return nil, false
 	}
 	if !equality.Semantic.DeepEqual(edited.Spec, pod.Spec) {
@@ -39,6 +42,69 @@ func copyImages(have, want []v1.Container) {
 			have[i].Image = want[i].Image
 		}
 	}
+}
+
+// copyResources takes over the resources that can be changed in place, as an API server checks it: CPU and memory, of the pod and of
+// its containers, and none goes.
+func copyResources(have, want *v1.PodSpec) {
+	if want.Resources != nil && resizable(valueOf(have.Resources), *want.Resources) {
+		have.Resources = want.Resources
+	}
+	each := func(have, want []v1.Container, may func(*v1.Container) bool) {
+		for i := range have {
+			if i < len(want) && have[i].Name == want[i].Name && may(&have[i]) && resizable(have[i].Resources, want[i].Resources) {
+				have[i].Resources = want[i].Resources
+			}
+		}
+	}
+	each(have.Containers, want.Containers, func(*v1.Container) bool { return true })
+	// An init container that is to be run once is not run again for other resources.
+	each(have.InitContainers, want.InitContainers, func(c *v1.Container) bool {
+		return podutil.IsRestartableInitContainer(c) || !slices.ContainsFunc(c.ResizePolicy, func(p v1.ContainerResizePolicy) bool {
+			return p.RestartPolicy == v1.RestartContainer
+		})
+	})
+}
+
+func valueOf(r *v1.ResourceRequirements) v1.ResourceRequirements {
+	if r == nil {
+		return v1.ResourceRequirements{}
+	}
+	return *r
+}
+
+func resizable(have, want v1.ResourceRequirements) bool {
+	return equality.Semantic.DeepEqual(have.Claims, want.Claims) &&
+		listResizable(have.Requests, want.Requests) && listResizable(have.Limits, want.Limits)
+}
+
+func listResizable(have, want v1.ResourceList) bool {
+	for name := range have {
+		if _, stays := want[name]; !stays {
+			return false
+		}
+	}
+	for name, q := range want {
+		was, there := have[name]
+		if name != v1.ResourceCPU && name != v1.ResourceMemory && !(there && was.Equal(q)) {
+			return false
+		}
+	}
+	return true
+}
+
+// withResources is a pod with the resources of another one, which has the same containers.
+func withResources(pod, of *v1.Pod) *v1.Pod {
+	pod = pod.DeepCopy()
+	pod.Spec.Resources = of.Spec.Resources.DeepCopy()
+	each := func(to, from []v1.Container) {
+		for i := range to {
+			from[i].Resources.DeepCopyInto(&to[i].Resources)
+		}
+	}
+	each(pod.Spec.Containers, of.Spec.Containers)
+	each(pod.Spec.InitContainers, of.Spec.InitContainers)
+	return pod
 }
 
 // findContainer finds a container of any kind; nil if there is none.

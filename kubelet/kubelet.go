@@ -50,6 +50,9 @@ type Config struct {
 	// Admit refuses a pod that is not to run beside the others; it may be asked again whenever one of them has ended. Nil
 	// admits all.
 	Admit func(pod *v1.Pod, others []*v1.Pod) *Refusal
+	// Resize refuses a pod that runs other resources than it has; it may be asked again as Admit is. The reason is that of the
+	// condition PodResizePending if it is v1.PodReasonInfeasible. Nil gives all.
+	Resize func(have, want *v1.Pod, others []*v1.Pod) *Refusal
 	// Limits are those of package plan; its zero value is plan.DefaultLimits.
 	Limits plan.Limits
 	// Now is the clock; nil is time.Now.
@@ -87,6 +90,9 @@ type Kubelet struct {
 	admission sync.Mutex
 	// refused are pods that were not admitted, or were evicted: they are looked at again when another one ends.
 	refused map[*worker]bool
+	// bids are those for other resources, by the pods' UIDs; deferred are the workers that have to wait for theirs.
+	bids     map[types.UID]*bid
+	deferred map[*worker]bool
 }
 
 // history is how many changes of pods a watcher may be behind.
@@ -103,6 +109,7 @@ func New(cfg Config) (*Kubelet, error) {
 	k := &Kubelet{
 		cfg: cfg, log: cfg.Log, pods: feed.New[*v1.Pod](uint64(cfg.Now().UnixMicro()), history),
 		workers: map[types.NamespacedName]*worker{}, uids: map[types.UID]*worker{}, refused: map[*worker]bool{},
+		bids: map[types.UID]*bid{}, deferred: map[*worker]bool{},
 	}
 	k.empty = sync.NewCond(&k.mu)
 	k.probes = probe.New(probe.Config{
@@ -181,11 +188,14 @@ func (k *Kubelet) Evict(uid types.UID, reason, message, disruption string, grace
 	return nil
 }
 
-// Reconsider looks again at pods that were refused or evicted.
+// Reconsider looks again at pods that were refused or evicted, and at those that wait for resources.
 func (k *Kubelet) Reconsider() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for w := range k.refused {
+		w.rouse()
+	}
+	for w := range k.deferred {
 		w.rouse()
 	}
 }

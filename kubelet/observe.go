@@ -31,7 +31,7 @@ func (w *worker) observe() plan.Observed {
 	p := w.pod
 	o := plan.Observed{
 		Prepared: p.prepared, Mounted: p.mounted, TornDown: p.tornDown, Erased: p.erased, Stale: p.changes != p.refreshed,
-		Busy: map[string]plan.Action{}, HostIPs: w.hostIPs(), Hash: hashOf, Limits: w.k.cfg.Limits,
+		Actual: w.actual(), Busy: map[string]plan.Action{}, HostIPs: w.hostIPs(), Hash: hashOf, Limits: w.k.cfg.Limits,
 		Previous: p.status, Memory: p.memory,
 	}
 	for key, op := range p.busy {
@@ -81,7 +81,7 @@ func (w *worker) container(c *runtime.Container) plan.Container {
 	case runtime.Exited:
 		seen.Message = w.lastWords(c)
 	case runtime.Running:
-		seen.Probes = w.probes(c)
+		seen.Probes, seen.Actual = w.probes(c), actualOf(c.Resources.GetLinux())
 	}
 	return seen
 }

@@ -105,6 +105,7 @@ func (k *Kubelet) leave(w *worker) bool {
 	}
 	delete(k.workers, w.name)
 	delete(k.refused, w)
+	delete(k.deferred, w)
 	if len(k.workers) == 0 {
 		k.empty.Broadcast()
 	}
@@ -224,6 +225,9 @@ func (k *Kubelet) own(p *incarnation) {
 	k.uids[p.pod.UID] = w
 	if p.memory.End.ComesBack() {
 		k.refused[w] = true
+	}
+	if p.wanted != nil { // before it is shown so: what it wishes for does not count
+		k.bids[p.pod.UID] = &bid{w: w, have: p.pod, want: p.wanted, since: k.cfg.Now()}
 	}
 	k.seed(p)
 	k.cfg.Cgroups.Adopt(p.pod)

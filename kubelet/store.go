@@ -33,6 +33,8 @@ const (
 type podRecord struct {
 	Version int     `json:"version"`
 	Pod     *v1.Pod `json:"pod"`
+	// Wanted is the pod with the resources that it has not been given.
+	Wanted *v1.Pod `json:"wanted,omitempty"`
 	// Hash is that of the declaration.
 	Hash string `json:"hash"`
 }
@@ -86,7 +88,7 @@ func (s store) read(uid types.UID) (*incarnation, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &incarnation{pod: record.Pod, hash: record.Hash, saved: map[string][]byte{}}
+	p := &incarnation{pod: record.Pod, wanted: record.Wanted, hash: record.Hash, saved: map[string][]byte{}}
 	var state stateRecord
 	if err := s.load(uid, stateFile, &state); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Error("the state of a pod cannot be read and is set aside", "uid", uid, "err", err)
@@ -122,9 +124,15 @@ func (s store) save(p *incarnation) error {
 			return err
 		}
 	}
-	return errors.Join(
-		s.write(p, podFile, podRecord{recordVersion, p.pod, p.hash}),
-		s.write(p, stateFile, stateRecord{recordVersion, p.memory, p.status}))
+	state := func() error { return s.write(p, stateFile, stateRecord{recordVersion, p.memory, p.status}) }
+	if p.memory.Resizing != nil {
+		// Resources that the pod has and nobody knows of that they are to be set would never be; the other way round they are
+		// asked for again.
+		if err := state(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(s.write(p, podFile, podRecord{recordVersion, p.pod, p.wanted, p.hash}), state())
 }
 
 func (s store) write(p *incarnation, file string, v any) error {

@@ -27,7 +27,8 @@ import (
 // changed any more, but replaced: pod, volumes.
 type incarnation struct {
 	pod    *v1.Pod
-	hash   string // of its declaration
+	wanted *v1.Pod // as it wishes to be, if it has not been given the resources
+	hash   string  // of its declaration
 	memory plan.Memory
 	status v1.PodStatus
 	saved  map[string][]byte // what its files hold
@@ -42,6 +43,7 @@ type incarnation struct {
 	images             map[string]pull.Image // by container
 	busy               map[string]*operation
 	messages           map[string]string // last words, by container ID
+	actual             *plan.Actual      // resources of its cgroup; nil if they may have changed
 	shown              *v1.Pod
 }
 
@@ -129,6 +131,7 @@ func (w *worker) step(ctx context.Context) (again time.Time, idle bool) {
 		}
 		w.takeIn()
 		w.compare()
+		w.resize()
 		p := w.pod
 		next := plan.Next(p.pod, w.observe(), w.k.cfg.Now())
 		if next.Gone {
@@ -215,6 +218,13 @@ func (w *worker) takeIn() {
 			continue // another one has taken its place, or the pod has
 		}
 		delete(p.busy, r.op.action.Key())
+		switch r.op.action.Kind {
+		case plan.Resize:
+			p.freed = true // perhaps
+			fallthrough
+		case plan.Prepare, plan.Start:
+			p.actual = nil
+		}
 		if r.apply != nil {
 			r.apply(p)
 		}
@@ -254,12 +264,13 @@ func (w *worker) compare() {
 		p.memory.Finish(plan.End{Since: now, Remove: true})
 	case !ok, e.Lost != nil:
 	case e.Hash != p.hash:
-		edited, inPlace := edit(p.pod, e.Pod)
+		edited, inPlace := edit(p.wish(), e.Pod)
 		if !inPlace || p.memory.End != nil {
 			p.memory.Finish(plan.End{Since: now, Remove: true})
 			return
 		}
-		p.pod, p.hash = edited, e.Hash
+		p.hash = e.Hash
+		p.become(edited)
 		p.changes++
 		p.memory = p.memory.Hurry()
 	case p.memory.End != nil && p.tornDown && w.isRefused() && w.k.admit(p.pod) == nil:
@@ -293,14 +304,7 @@ func (k *Kubelet) admit(pod *v1.Pod) *Refusal {
 	if k.cfg.Admit == nil {
 		return nil
 	}
-	var others []*v1.Pod
-	all, _ := k.pods.List()
-	for _, p := range all {
-		if p.UID != pod.UID && p.Status.Phase != v1.PodSucceeded && p.Status.Phase != v1.PodFailed {
-			others = append(others, p)
-		}
-	}
-	return k.cfg.Admit(pod, others)
+	return k.cfg.Admit(pod, k.others(pod.UID))
 }
 
 // gone is the end of a pod of which nothing is left.
@@ -311,6 +315,8 @@ func (w *worker) gone() {
 	w.k.mu.Lock()
 	delete(w.k.uids, p.pod.UID)
 	delete(w.k.refused, w)
+	delete(w.k.deferred, w)
+	delete(w.k.bids, p.pod.UID)
 	if w.k.draining && w.k.drainTell != nil {
 		w.k.drainTell(fmt.Sprintf("removed pod %s", w.name))
 	}
@@ -322,7 +328,7 @@ func (w *worker) gone() {
 // publish shows the pod as it is now, if that is news.
 func (w *worker) publish() {
 	p := w.pod
-	pod := *p.pod
+	pod := *p.wish()
 	pod.Status = p.status
 	if e := p.memory.End; e != nil && e.Remove {
 		grace := e.Grace

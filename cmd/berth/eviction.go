@@ -121,13 +121,13 @@ func awaitPod(ctx context.Context, k *kubelet.Kubelet) bool {
 	}
 }
 
-// active are the pods that are not over.
+// active are the pods that are not over, with what they have been given.
 func active(k *kubelet.Kubelet) []*v1.Pod {
 	var pods []*v1.Pod
 	all, _ := k.Pods().List()
 	for _, p := range all {
 		if !over(p) {
-			pods = append(pods, p)
+			pods = append(pods, k.Allocated(p))
 		}
 	}
 	return pods

@@ -105,7 +105,7 @@ func (n *node) openSelf() (*self, error) {
 	})
 	s.kubelet, err = kubelet.New(kubelet.Config{
 		Dir: dir, NodeName: c.NodeName, Runtime: n.runtime, Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
-		Cgroups: s.cgroups, Admit: s.admit, Users: users, Events: s.events,
+		Cgroups: s.cgroups, Admit: s.admit, Resize: s.resize, Users: users, Events: s.events,
 		Limits: plan.Limits{
 			Backoff: c.CrashLoopBackOff.Initial, MaxBackoff: c.CrashLoopBackOff.Max,
 			PullBackoff: c.ImagePullBackOff.Initial, MaxPullBackoff: c.ImagePullBackOff.Max, Retry: plan.DefaultLimits.Retry,
@@ -212,6 +212,24 @@ func (s *self) admit(pod *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
 		return r
 	}
 	if o := s.room.ask(pod, others, s.waits); o != nil {
+		return &kubelet.Refusal{Reason: o.Reason, Message: o.Message}
+	}
+	return nil
+}
+
+// resize refuses other resources to a pod that runs: what the node cannot change, and what there is no room for at the moment.
+// Nobody is ended for it.
+func (s *self) resize(have, want *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
+	if message := s.spec.Resources.Infeasible(have, want); message != "" {
+		return &kubelet.Refusal{Reason: v1.PodReasonInfeasible, Message: message}
+	}
+	if !resource.Grows(have, want) {
+		return nil
+	}
+	if r := s.guardian.admit(want); r != nil {
+		return r
+	}
+	if o := s.room.look(want, others, s.waits); o != nil {
 		return &kubelet.Refusal{Reason: o.Reason, Message: o.Message}
 	}
 	return nil

@@ -30,12 +30,26 @@ func newRoom(all v1.ResourceList, preempt func(*v1.Pod)) *room {
 func (r *room) ask(pod *v1.Pod, others []*v1.Pod, waits func(types.NamespacedName) bool) *resource.Obstacle {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	o := r.obstacle(pod, others, waits)
+	if o != nil {
+		r.make(pod, others)
+	}
+	return o
+}
+
+// look is ask for a pod that makes no room for itself.
+func (r *room) look(pod *v1.Pod, others []*v1.Pod, waits func(types.NamespacedName) bool) *resource.Obstacle {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.obstacle(pod, others, waits)
+}
+
+func (r *room) obstacle(pod *v1.Pod, others []*v1.Pod, waits func(types.NamespacedName) bool) *resource.Obstacle {
 	r.forget(others, waits)
 	obstacles := resource.Obstacles(pod, slices.Concat(others, r.before(pod)), r.all)
 	if len(obstacles) == 0 {
 		return nil
 	}
-	r.make(pod, others)
 	return &obstacles[0]
 }
 

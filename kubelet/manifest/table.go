@@ -71,9 +71,9 @@ var Fields = fields(
 	group{"ImageVolumeSource", Honoured, "", "reference pullPolicy"},
 
 	group{"Container", Honoured, "", `name image command args workingDir ports envFrom env resources restartPolicy restartPolicyRules volumeMounts
-		livenessProbe readinessProbe startupProbe lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin stdinOnce tty`},
-	group{"Container", Ignored, "an edit of resources replaces the pod", "resizePolicy"},
+		livenessProbe readinessProbe startupProbe lifecycle terminationMessagePath terminationMessagePolicy imagePullPolicy securityContext stdin stdinOnce tty resizePolicy`},
 	group{"Container", Refused, "volumes are directories here, not devices", "volumeDevices"},
+	group{"ContainerResizePolicy", Honoured, "", "resourceName restartPolicy"},
 	group{"EphemeralContainer", Honoured, "", `name image command args workingDir envFrom env volumeMounts terminationMessagePath terminationMessagePolicy
 		imagePullPolicy securityContext stdin stdinOnce tty targetContainerName`},
 	group{"EphemeralContainer", Refused, "Kubernetes does not allow it for an ephemeral container", `ports resources resizePolicy restartPolicy restartPolicyRules

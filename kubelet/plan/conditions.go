@@ -122,6 +122,7 @@ func (n *next) mainStarted() bool {
 // owned are the conditions that are ours; all others stay as they are.
 var owned = []v1.PodConditionType{
 	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled, v1.AllContainersRestarting,
+	v1.PodResizePending, v1.PodResizeInProgress,
 }
 
 func otherConditions(old []v1.PodCondition) []v1.PodCondition {
@@ -130,6 +131,9 @@ func otherConditions(old []v1.PodCondition) []v1.PodCondition {
 
 // conditions adds those that are ours.
 func (n *next) conditions(s *v1.PodStatus) {
+	if !isTerminal(s.Phase) {
+		n.resizeConditions(s)
+	}
 	if e := n.m.End; e != nil && e.Disruption != "" {
 		n.condition(s, v1.DisruptionTarget, v1.ConditionTrue, e.Disruption, e.Message)
 	}

@@ -173,6 +173,7 @@ func (n *next) live() {
 		return
 	}
 	n.hooks()
+	n.resize()
 	for i := range n.pod.Spec.EphemeralContainers {
 		c := (*v1.Container)(&n.pod.Spec.EphemeralContainers[i].EphemeralContainerCommon)
 		if n.last(c.Name) == nil {

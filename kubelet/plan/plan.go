@@ -13,6 +13,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // State is where a container is in its life.
@@ -49,7 +50,12 @@ type Container struct {
 	User                             *v1.ContainerUser
 	StopSignal                       *v1.Signal
 	Probes                           Probes
+	// Actual are the resources of one that runs.
+	Actual Actual
 }
+
+// Actual are resources in force; nil is what is not set, or not known.
+type Actual struct{ CPURequest, CPULimit, MemoryLimit *resource.Quantity }
 
 // Probes are what the probes of a running container say. Of one without probes it is Started and Ready.
 type Probes struct {
@@ -77,6 +83,8 @@ type Observed struct {
 	Hash func(*v1.Container) string
 	// Limits are the node's.
 	Limits Limits
+	// Actual are the resources of the pod's own cgroup.
+	Actual Actual
 	// Previous is the status as it was shown before.
 	Previous v1.PodStatus
 	Memory   Memory
@@ -111,6 +119,7 @@ const (
 	Pull            Kind = "pull"             // see to it that the image of a container is there
 	MakeSandbox     Kind = "make sandbox"     // Attempt
 	Start           Kind = "start"            // create and start a container
+	Resize          Kind = "resize"           // give the pod and the containers that run their resources
 	PostStart       Kind = "post-start"       // run the hook
 	PreStop         Kind = "pre-stop"         // run the hook, until By
 	Stop            Kind = "stop"             // stop a container, by force at By
@@ -187,6 +196,9 @@ type Memory struct {
 	Restarts map[string]Restart `json:"restarts,omitempty"`
 	// RestartAll says that a container's exit asked for all of them to begin anew.
 	RestartAll bool `json:"restartAll,omitempty"`
+	// Wish is a change of the pod's resources that it was not given yet, Resizing one that it was given.
+	Wish     *Wish     `json:"wish,omitempty"`
+	Resizing *Resizing `json:"resizing,omitempty"`
 
 	// Images by the containers' names; Retries by the keys of actions.
 	Images  map[string]Image `json:"-"`
@@ -197,12 +209,14 @@ type Memory struct {
 type Restart struct {
 	ID    string `json:"id"`
 	Grace *int64 `json:"grace,omitempty"`
+	// Resize says that it is for other resources.
+	Resize bool `json:"resize,omitempty"`
 }
 
 // Restart has a container begin anew; nil is the pod's grace.
 func (m *Memory) Restart(container, id string, grace *int64) {
 	m.Restarts = maps.Clone(m.Restarts)
-	set(&m.Restarts, container, Restart{id, grace})
+	set(&m.Restarts, container, Restart{ID: id, Grace: grace})
 }
 
 // Finish ends the pod, or has an end that has begun come earlier, or leave nothing.
@@ -306,6 +320,11 @@ func (m Memory) clone() Memory {
 		end := *m.End
 		m.End = &end
 	}
+	if m.Resizing != nil {
+		r := *m.Resizing
+		r.From = maps.Clone(r.From)
+		m.Resizing = &r
+	}
 	return m
 }
 
@@ -355,6 +374,9 @@ func (m Memory) Done(a Action, image string, r Result, limits Limits, now time.T
 			m.Stops[a.ID] = s
 		}
 	default:
+		if a.Kind == Resize {
+			m.resized(r.Err)
+		}
 		if r.Err == nil {
 			delete(m.Retries, key)
 		} else {

@@ -157,7 +157,11 @@ func (n *next) stopWanted(s *Container) {
 	if g := n.m.Restarts[s.Name].Grace; g != nil {
 		grace = time.Duration(*g) * time.Second
 	}
-	n.stopping(s, n.now.Add(grace), fmt.Sprintf("Container %s is restarted as requested", s.Name))
+	message := fmt.Sprintf("Container %s is restarted as requested", s.Name)
+	if n.m.Restarts[s.Name].Resize {
+		message = fmt.Sprintf("Container %s resize requires restart", s.Name)
+	}
+	n.stopping(s, n.now.Add(grace), message)
 	n.goOnStopping(n.spec(s.Name), s, true)
 }
 
@@ -196,7 +200,7 @@ func (n *next) busyHook(name string) bool {
 
 // start brings a container to its start, and reports whether those after it have to wait for that.
 func (n *next) start(c *v1.Container) (wait bool) {
-	if n.busyWith(Start, c.Name) {
+	if n.busyWith(Start, c.Name) || n.resizes() {
 		return true
 	}
 	last := n.last(c.Name)

@@ -8,6 +8,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	helper "k8s.io/component-helpers/resource"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 	"k8s.io/kubernetes/pkg/apis/core/v1/helper/qos"
 )
@@ -49,6 +50,8 @@ func (n *next) status() v1.PodStatus {
 		ephemeral = append(ephemeral, v1.Container(n.pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
 	}
 	s.EphemeralContainerStatuses = n.statuses(ephemeral, old.EphemeralContainerStatuses, false)
+	s.AllocatedResources = helper.PodRequests(n.pod, helper.PodResourcesOptions{})
+	s.Resources = n.podResources()
 	if n.over() {
 		n.settle(&s)
 	}
@@ -179,7 +182,7 @@ func (n *next) convert(c *v1.Container, s *v1.ContainerStatus, a *Container) {
 	s.RestartCount = int32(a.Restarts)
 	s.Image, s.ImageID, s.ContainerID = a.Image, a.ImageID, idScheme+a.ID
 	s.User, s.StopSignal = a.User, a.StopSignal
-	s.Resources, s.AllocatedResources = c.Resources.DeepCopy(), c.Resources.Requests
+	s.Resources, s.AllocatedResources = containerResources(c, a), c.Resources.Requests
 	switch a.State {
 	case Running:
 		s.State.Running = &v1.ContainerStateRunning{StartedAt: seconds(a.StartedAt)}

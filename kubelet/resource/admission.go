@@ -60,7 +60,7 @@ func shortages(pod *v1.Pod, others []*v1.Pod, allocatable v1.ResourceList) []Obs
 		}
 		var used int64
 		for _, o := range others {
-			used += request(o, name)
+			used += occupied(o, name)
 		}
 		short(name, requested, used, amount(name, v1.ResourceList{name: capacity}))
 	}
@@ -83,6 +83,14 @@ func requestedNames(pod *v1.Pod) []v1.ResourceName {
 // request is what a pod requests of a resource, CPU in thousandths.
 func request(pod *v1.Pod, name v1.ResourceName) int64 {
 	return amount(name, helper.PodRequests(pod, helper.PodResourcesOptions{}))
+}
+
+// occupied is what a pod that is there takes from the others: what it requests, and as long as it is not through with a
+// resize, what it had.
+func occupied(pod *v1.Pod, name v1.ResourceName) int64 {
+	return amount(name, helper.PodRequests(pod, helper.PodResourcesOptions{
+		UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true,
+	}))
 }
 
 func amount(name v1.ResourceName, list v1.ResourceList) int64 {

@@ -15,6 +15,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-node/berth/cgroups"
 )
@@ -225,26 +226,49 @@ func TestResize(t *testing.T) {
 			}
 		})
 		var seen []string
-		set := func(_ context.Context, name v1.ResourceName) error {
-			seen = append(seen, string(name)+" "+m.limit(t, m.Parent(from), "memory")+" "+m.limit(t, m.Parent(from), "quota"))
-			return nil
+		told := 0
+		do := Resizer{
+			Pod: func(context.Context) error { told++; return nil },
+			Container: func(_ context.Context, id string, to *cri.LinuxContainerResources) error {
+				what := "cpu"
+				if to.MemoryLimitInBytes != 0 {
+					what = "memory"
+				}
+				seen = append(seen, what+" "+m.limit(t, m.Parent(from), "memory")+" "+m.limit(t, m.Parent(from), "quota"))
+				return nil
+			},
 		}
-		if err := m.Resize(ctx, from, to, set); err != nil {
+		if err := m.Resize(ctx, to, partsOf(m.node, from, to, 0), do); err != nil {
 			t.Fatal(err)
 		}
 		m.want(t, m.Parent(from), map[string]string{"memory": "134217728", "quota": "100000", "shares": m.weight("512", "59")})
 		m.want(t, m.tree.Class(v1.PodQOSBurstable), map[string]string{"shares": m.weight("512", "59")})
-		if err := m.Resize(ctx, to, from, set); err != nil {
+		if has, err := m.Actual(to); err != nil || *has.Memory.Limit != 128<<20 || *has.CPU.Quota != 100000 {
+			t.Errorf("%+v, %v", has, err)
+		}
+		if err := m.Resize(ctx, from, partsOf(m.node, to, from, 0), do); err != nil {
 			t.Fatal(err)
 		}
 		m.want(t, m.Parent(from), map[string]string{"memory": "67108864", "quota": "50000", "shares": m.weight("256", "35")})
 		want := []string{"memory 134217728 50000", "cpu 134217728 100000", "memory 134217728 100000", "cpu 67108864 100000"}
-		if !slices.Equal(seen, want) {
-			t.Errorf("the containers were changed at %q, want %q", seen, want)
+		if !slices.Equal(seen, want) || told != 2 {
+			t.Errorf("the containers were changed at %q, want %q; told %d times", seen, want, told)
 		}
 		failed := errors.New("no")
-		if err := m.Resize(ctx, from, to, func(context.Context, v1.ResourceName) error { return failed }); !errors.Is(err, failed) {
+		do.Container = func(context.Context, string, *cri.LinuxContainerResources) error { return failed }
+		if err := m.Resize(ctx, to, partsOf(m.node, from, to, 0), do); !errors.Is(err, failed) {
 			t.Errorf("%v", err)
 		}
+		// What was done before the error is found done.
+		do.Container = func(context.Context, string, *cri.LinuxContainerResources) error { return nil }
+		if err := m.Resize(ctx, to, partsOf(m.node, from, to, 0), do); err != nil {
+			t.Error(err)
+		}
+		m.want(t, m.Parent(from), map[string]string{"memory": "134217728", "quota": "100000", "shares": m.weight("512", "59")})
+		do.Pod = func(context.Context) error { return failed }
+		if err := m.Resize(ctx, from, partsOf(m.node, to, from, 0), do); !errors.Is(err, failed) {
+			t.Errorf("%v", err)
+		}
+		m.want(t, m.Parent(from), map[string]string{"memory": "134217728"})
 	})
 }

@@ -28,14 +28,15 @@ func (n *Node) limitSwap(r *cri.LinuxContainerResources, pod *v1.Pod, c *v1.Cont
 // swapOf is the swap that a container may use: as large a part of all as its request is of the memory, for containers of
 // Burstable pods that request some memory and may use more.
 func (n *Node) swapOf(pod *v1.Pod, c *v1.Container) int64 {
-	request, limit := c.Resources.Requests.Memory(), c.Resources.Limits.Memory()
-	switch {
-	case !n.LimitedSwap || Critical(pod) || Class(pod) != v1.PodQOSBurstable:
-		return 0
-	case request.IsZero() && limit.IsZero() || request.Cmp(*limit) == 0:
-		return 0
-	case n.MemoryCapacity <= 0 || request.Value() > n.MemoryCapacity:
+	request := c.Resources.Requests.Memory()
+	if !n.maySwap(pod, c) || n.MemoryCapacity <= 0 || request.Value() > n.MemoryCapacity {
 		return 0
 	}
 	return int64(float64(request.Value()) / float64(n.MemoryCapacity) * float64(n.SwapCapacity))
+}
+
+func (n *Node) maySwap(pod *v1.Pod, c *v1.Container) bool {
+	request, limit := c.Resources.Requests.Memory(), c.Resources.Limits.Memory()
+	return n.LimitedSwap && n.SwapAccounting && n.Unified && !Critical(pod) && Class(pod) == v1.PodQOSBurstable &&
+		!(request.IsZero() && limit.IsZero()) && request.Cmp(*limit) != 0
 }

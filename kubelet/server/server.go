@@ -143,6 +143,10 @@ func (s *Server) API() http.Handler {
 	mux.HandleFunc("GET "+inNamespace+"/{name}", s.handleGet)
 	mux.HandleFunc("DELETE "+inNamespace+"/{name}", s.handleDelete)
 	const pod = "/api/v1/namespaces/{namespace}/pods/{name}"
+	// kubectl gets a subresource before it patches it.
+	for _, path := range []string{"PUT " + inNamespace + "/{name}", "PATCH " + inNamespace + "/{name}", pod + "/resize", pod + "/ephemeralcontainers"} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { fail(w, errDeclared()) })
+	}
 	mux.HandleFunc("GET "+pod+"/log", s.handleLog)
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
 		mux.HandleFunc(method+" "+pod+"/exec", s.handleExec)

@@ -74,6 +74,12 @@ func errNoPath(*http.Request) error {
 	return statusError(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource")
 }
 
+// errDeclared answers who wants to change an object here.
+func errDeclared() error {
+	return statusError(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed,
+		"an object is changed where it is declared: edit its file, or change it with berth apply")
+}
+
 func errNotFound(resource, name string) error {
 	return apierrors.NewNotFound(schema.GroupResource{Resource: resource}, name)
 }
