@@ -22,13 +22,13 @@ type eventLog struct {
 // reader.
 type Subscription struct {
 	log    *eventLog
-	events chan Event
+	events chan *Event   // not Event: the queue of one that keeps up is empty, and would be half a megabyte
 	slow   chan struct{} // closed when the subscriber was cut off
 }
 
 // Subscribe begins a subscription; the caller closes it.
 func (r *Runtime) Subscribe() *Subscription {
-	s := &Subscription{log: &r.events, events: make(chan Event, maxEventLag), slow: make(chan struct{})}
+	s := &Subscription{log: &r.events, events: make(chan *Event, maxEventLag), slow: make(chan struct{})}
 	r.events.mu.Lock()
 	defer r.events.mu.Unlock()
 	if r.events.subs == nil {
@@ -43,16 +43,16 @@ func (r *Runtime) Subscribe() *Subscription {
 func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	select {
 	case ev := <-s.events:
-		return ev, nil
+		return *ev, nil
 	default:
 	}
 	select {
 	case ev := <-s.events:
-		return ev, nil
+		return *ev, nil
 	case <-s.slow:
 		select { // what came in before the cut
 		case ev := <-s.events:
-			return ev, nil
+			return *ev, nil
 		default:
 		}
 		return Event{}, fmt.Errorf("subscriber is more than %d events behind: %w", maxEventLag, errdefs.ErrResourceExhausted)
@@ -69,7 +69,7 @@ func (s *Subscription) Close() {
 }
 
 // publish never waits for a subscriber: nobody may hold up a pod by reading slowly.
-func (l *eventLog) publish(ev Event) {
+func (l *eventLog) publish(ev *Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for s := range l.subs {
@@ -94,7 +94,7 @@ func (r *Runtime) announce(typ EventType, sandboxID, containerID string, at time
 	if !r.events.listened() {
 		return
 	}
-	ev := Event{Type: typ, At: at, ContainerID: containerID, SandboxID: sandboxID}
+	ev := &Event{Type: typ, At: at, ContainerID: containerID, SandboxID: sandboxID}
 	if containerID == "" {
 		ev.ContainerID = sandboxID
 	}

@@ -22,7 +22,7 @@ func TestEventsComeInOrderToEverybody(t *testing.T) {
 	defer a.Close()
 	defer b.Close()
 	for i := range 10 {
-		r.events.publish(Event{ContainerID: fmt.Sprint(i)})
+		r.events.publish(&Event{ContainerID: fmt.Sprint(i)})
 	}
 	for _, s := range []*Subscription{a, b} {
 		for i := range 10 {
@@ -39,7 +39,7 @@ func TestASlowSubscriberIsCutOffNotSkipped(t *testing.T) {
 	defer slow.Close()
 	defer quick.Close()
 	for i := range maxEventLag + 5 {
-		r.events.publish(Event{ContainerID: fmt.Sprint(i)})
+		r.events.publish(&Event{ContainerID: fmt.Sprint(i)})
 		if _, err := quick.Next(t.Context()); err != nil {
 			t.Fatalf("the quick one was cut off at %d: %v", i, err)
 		}

@@ -248,6 +248,7 @@ func (b *berth) start(ctx context.Context, n *node) error {
 		}
 	}
 	b.pending = nil
+	n.doors.Go(func() { n.giveBack(n.over) })
 	if err := n.runSelf(); err != nil {
 		return err
 	}
