@@ -14,7 +14,7 @@ import (
 const quiet = 5 * time.Second
 
 // quietGC is how much garbage there may be then, in percent of what is no garbage, in place of Go's 100. The probes of a hundred
-// pods make some, and what it takes to collect it is little; while pods start it would be a fifth of the CPU time.
+// pods make some, and what it takes to collect it is little. While pods start there is much of it.
 const quietGC = 50
 
 // giveBack gives memory back each time that changes of pods are followed by quiet; so it does after the start.

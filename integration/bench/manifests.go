@@ -33,7 +33,9 @@ func launchLone(hostsDir string) (*lone, error) {
 		return nil, err
 	}
 	var run string
-	t, err := launch("berth-lone", harness.Options{HostsDir: hostsDir, Flags: []string{"--manifests", manifests}}, func(n *harness.Node) { run = n.RunDir })
+	// How full the machine's disk is does not matter here.
+	const config = "kubelet:\n  evictionHard: {nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n"
+	t, err := launch("berth-lone", harness.Options{HostsDir: hostsDir, Config: config, Flags: []string{"--manifests", manifests}}, func(n *harness.Node) { run = n.RunDir })
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(manifests))
 	}
