@@ -16,7 +16,6 @@ import (
 
 // GiveBack collects garbage, gives the kernel the memory that is free then, and lets go of the pages of the running program:
 // they stay in the page cache for as long as the kernel likes, and come back, sixteen at a time, where they are used again.
-// It takes some 10 ms of CPU time.
 func GiveBack() error {
 	debug.FreeOSMemory()
 	return dropProgram()
