@@ -1,5 +1,5 @@
-// Go's runtime would otherwise look in mountinfo for the cgroup with the CPU limit, before main, in each of these processes:
-// on a node with 500 pods that is more than a megabyte of text.
+// Go's runtime would otherwise keep the files of a CPU limit open and follow it. It looks for them before main all the same, in
+// mountinfo (Go 1.26): more than a megabyte of text among the host's mounts of a node with 500 pods, a few lines away from them.
 //
 //go:debug containermaxprocs=0
 

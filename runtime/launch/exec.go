@@ -33,6 +33,9 @@ func execute(job *keeper.Job, files []*os.File) (*process, error) {
 		return nil, err
 	}
 	config := container.Config()
+	if err := wholeFilter(&config); err != nil {
+		return nil, err
+	}
 	defer handFilter(lp, job, config.Seccomp)()
 	if err := container.Start(lp); err != nil {
 		err = startError(err, lp.Args)

@@ -297,6 +297,41 @@ func sameFilter(t *testing.T, profile specs.LinuxSeccomp, noNewPrivs, userns boo
 	})
 }
 
+// TestExecHasTheWholeProfile: what libcontainer has on record of it was for the init that was handed its filter, and nothing else goes
+// by that.
+func TestExecHasTheWholeProfile(t *testing.T) {
+	n := newNode(t)
+	c := n.bundle([]string{"pause"}, func(s *specs.Spec) { s.Linux.Seccomp = profiles()["RuntimeDefault"] })
+	c.create().start()
+	defer c.kill()
+	record, err := os.ReadFile(filepath.Join(n.state, c.id, "state.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(record, []byte(`"epoll_create1"`)) {
+		t.Error("all rules were written, and read by init")
+	}
+	waitForProgram(t, c.pid)
+	want := filtersOf(t, c.pid)
+	for _, filters := range []string{n.filters, ""} {
+		e, result := c.exec(func(job *keeper.Job) { job.Filters = filters }, "pause")
+		if result.Error != "" {
+			t.Fatal(result.Error)
+		}
+		waitForProgram(t, e.pid)
+		if got := filtersOf(t, e.pid); !slices.Equal(got, want) {
+			t.Errorf("with filters in %q an exec has\n%v\nand the container\n%v", filters, got, want)
+		}
+		e.kill()
+	}
+	if err := os.Remove(filepath.Join(c.bundle, "config.json")); err != nil {
+		t.Fatal(err)
+	}
+	if _, result := c.exec(nil, "pause"); result.Error == "" {
+		t.Error("an exec goes without the profile")
+	}
+}
+
 // waitForProgram waits until the process is the workload.
 func waitForProgram(t *testing.T, pid int) {
 	t.Helper()

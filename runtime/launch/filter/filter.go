@@ -55,26 +55,55 @@ func Worthwhile(config *configs.Seccomp) bool {
 // damaged, or not root's alone, counts as not there.
 type Cache struct{ Dir string }
 
-// Program returns the compiled filter of config. One that was not there is compiled, and kept if that works: a cache that
-// cannot be written costs time, not containers.
-func (c Cache) Program(config *configs.Seccomp) ([]byte, error) {
+// Program returns the compiled filter of config, and what an init that is handed it needs of config: see brief. One that was not
+// there is compiled, and kept if that works: a cache that cannot be written costs time, not containers.
+func (c Cache) Program(config *configs.Seccomp) (program []byte, rest *configs.Seccomp, err error) {
 	key, err := keyOf(config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	path := filepath.Join(c.Dir, key)
-	if program, err := read(path); err == nil {
-		return program, nil
+	if program, err = read(path); err != nil {
+		if program, err = Compile(config); err != nil {
+			return nil, nil, err
+		}
+		if err := check(program); err != nil {
+			return nil, nil, err
+		}
+		_ = c.keep(path, program)
 	}
-	program, err := Compile(config)
+	if briefs[key] == nil {
+		briefs[key] = brief(config)
+	}
+	return program, briefs[key], nil
+}
+
+// briefs are those of this process, which handles few profiles, one at a time, and then ends.
+var briefs = map[string]*configs.Seccomp{}
+
+// brief leaves out the rules of config, some 400 as a rule, which the launcher would write and init would read for nothing: the
+// program has them. What remains are those by which libcontainer tells a system call that is newer than the profile, the
+// highest number of each architecture.
+//
+// A profile that allows what it has no rule for stays whole, as it is on record with libcontainer: a launcher of before, which knows
+// of none that is not, would let an exec do what the profile refuses. So does one whose rules have listeners.
+func brief(config *configs.Seccomp) *configs.Seccomp {
+	switch config.DefaultAction {
+	case configs.Errno, configs.Kill, configs.KillThread, configs.KillProcess, configs.Trap:
+	default:
+		return config
+	}
+	notifies := func(call *configs.Syscall) bool { return call == nil || call.Action == configs.Notify }
+	if slices.ContainsFunc(config.Syscalls, notifies) {
+		return config
+	}
+	calls, err := highest(config)
 	if err != nil {
-		return nil, err
+		return config
 	}
-	if err := check(program); err != nil {
-		return nil, err
-	}
-	_ = c.keep(path, program)
-	return program, nil
+	short := *config
+	short.Syscalls = calls
+	return &short
 }
 
 // keyOf hashes what a program depends on: the profile with its architectures, this machine's architecture, the kernel, which

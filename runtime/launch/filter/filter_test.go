@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/memfile"
@@ -26,7 +28,7 @@ func refusing(calls ...string) *configs.Seccomp {
 
 func program(t *testing.T, c Cache, config *configs.Seccomp) []byte {
 	t.Helper()
-	p, err := c.Program(config)
+	p, _, err := c.Program(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +60,7 @@ func TestWhatLibcontainerRefusesIsNotKept(t *testing.T) {
 	c := Cache{Dir: filepath.Join(t.TempDir(), "seccomp")}
 	wrong := refusing("mkdir")
 	wrong.Architectures = []string{"abacus"}
-	if p, err := c.Program(wrong); err == nil {
+	if p, _, err := c.Program(wrong); err == nil {
 		t.Errorf("a program of %d bytes for an architecture that there is not", len(p))
 	}
 	if _, err := os.Lstat(c.Dir); err == nil {
@@ -96,6 +98,43 @@ func TestAnEntryPerProfile(t *testing.T) {
 	}
 	if !bytes.Equal(program(t, c, refusing("mkdir")), planted) {
 		t.Error("the answer does not come from the entry")
+	}
+}
+
+// What the program has of a profile init need not be told, but where a launcher of before would take it for all.
+func TestWhatInitIsTold(t *testing.T) {
+	c := Cache{Dir: filepath.Join(t.TempDir(), "seccomp")}
+	rules := []*configs.Syscall{
+		{Name: "read", Action: configs.Allow}, {Name: "openat2", Action: configs.Allow}, {Name: "write", Action: configs.Allow},
+		{Name: "no_such_call", Action: configs.Allow},
+	}
+	for name, test := range map[string]struct {
+		action configs.Action
+		rules  []*configs.Syscall
+		want   string
+	}{
+		"what is not named is refused": {configs.Errno, rules, "openat2"},
+		"it ends the process":          {configs.KillProcess, rules, "openat2"},
+		"it is allowed":                {configs.Allow, refusing("mkdir", "openat2", "rmdir").Syscalls, "mkdir openat2 rmdir"},
+		"a listener":                   {configs.Errno, append([]*configs.Syscall{{Name: "mkdir", Action: configs.Notify}}, rules...), "mkdir read openat2 write no_such_call"},
+	} {
+		config := &configs.Seccomp{DefaultAction: test.action, Syscalls: test.rules, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog}}
+		for range 2 {
+			_, rest, err := c.Program(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, call := range rest.Syscalls {
+				got = append(got, call.Name)
+			}
+			if strings.Join(got, " ") != test.want || rest.DefaultAction != test.action || len(rest.Flags) != 1 {
+				t.Errorf("%s: init is told %v, %+v", name, got, rest)
+			}
+		}
+		if len(config.Syscalls) != len(test.rules) {
+			t.Errorf("%s: the profile itself was changed", name)
+		}
 	}
 }
 

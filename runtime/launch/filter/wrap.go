@@ -15,11 +15,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
+	libseccomp "github.com/seccomp/libseccomp-golang"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,4 +58,34 @@ func give(program []byte) {
 // libraryVersion is that of libseccomp.
 func libraryVersion() string {
 	return fmt.Sprint(seccomp.Version())
+}
+
+// highest returns the rules for the system calls with the highest number in each architecture, as libcontainer looks for them.
+func highest(config *configs.Seccomp) ([]*configs.Syscall, error) {
+	native, err := libseccomp.GetNativeArch()
+	if err != nil {
+		return nil, err
+	}
+	archs := []libseccomp.ScmpArch{native}
+	for _, name := range config.Architectures {
+		arch, err := libseccomp.GetArchFromString(name)
+		if err != nil {
+			return nil, err
+		}
+		archs = append(archs, arch)
+	}
+	var calls []*configs.Syscall
+	for _, arch := range archs {
+		var last libseccomp.ScmpSyscall
+		var rule *configs.Syscall
+		for _, call := range config.Syscalls {
+			if number, err := libseccomp.GetSyscallFromNameByArch(call.Name, arch); err == nil && number > last {
+				last, rule = number, call
+			}
+		}
+		if rule != nil && !slices.Contains(calls, rule) {
+			calls = append(calls, rule)
+		}
+	}
+	return calls, nil
 }
