@@ -23,6 +23,8 @@ func getCommand() *cobra.Command {
 	p.Flags().BoolVar(&o.WatchEvents, "output-watch-events", false, "say what kind of change it is")
 	p.Flags().BoolVar(&o.NoHeaders, "no-headers", false, "leave the names of the columns out")
 	p.Flags().BoolVar(&o.ShowLabels, "show-labels", false, "show labels as the last column")
+	p.Flags().StringSliceVarP(&o.LabelColumns, "label-columns", "L", nil, "labels to show as columns")
+	p.Flags().StringVar(&o.SortBy, "sort-by", "", "sort by what is at this path, as .status.startTime")
 	p.Flags().BoolVar(&o.IgnoreNotFound, "ignore-not-found", false, "what is not there is no error")
 	p.ValidArgsFunction = p.completeResources
 	return p.does(func(ctx context.Context, args []string) error {

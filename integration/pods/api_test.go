@@ -367,6 +367,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		{[]string{"get", "pod", "none"}, `^Error from server \(NotFound\): pods "none" not found\n$`},
 		{[]string{"get", "pods", "-o", "colours"}, `unable to match a printer`},
 		{[]string{"get", "pods", "--field-selector", "spec.colour=red"}, `field label not supported: spec.colour`},
+		{[]string{"get", "pods", "--sort-by", ".spec.none", "-o", "name"}, `couldn't find any field with path "{.spec.none}"`},
 		{[]string{"delete", "pods"}, `no name was specified`},
 		{[]string{"delete", "pod", "none"}, `pods "none" not found`},
 		{[]string{"logs", "none"}, `pods "none" not found`},

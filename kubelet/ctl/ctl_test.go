@@ -225,3 +225,43 @@ func TestPodName(t *testing.T) {
 		}
 	}
 }
+
+func TestSortBy(t *testing.T) {
+	objects := func(values ...any) []map[string]any {
+		var all []map[string]any
+		for i, v := range values {
+			o := map[string]any{"name": string(rune('a' + i))}
+			if v != nil {
+				o["spec"] = map[string]any{"v": v}
+			}
+			all = append(all, o)
+		}
+		return all
+	}
+	for name, tt := range map[string]struct {
+		values []any
+		want   string // or the error
+	}{
+		"numbers":        {[]any{int64(10), int64(9), 9.5}, "bca"},
+		"texts":          {[]any{"x", "10", "y", "9"}, "dbac"},
+		"quantities":     {[]any{"1Gi", "512Mi", "1G"}, "bca"},
+		"none first":     {[]any{"x", nil, "a", nil}, "bdca"},
+		"the same":       {[]any{"x", "x", "x"}, "abc"},
+		"nobody has it":  {[]any{nil, nil}, `couldn't find any field with path "{.spec.v}" in the list of objects`},
+		"a mapping":      {[]any{map[string]any{}, map[string]any{}}, "unsortable type: map[string]interface {}"},
+		"of other sorts": {[]any{"x", int64(1)}, "unsortable"},
+	} {
+		all := objects(tt.values...)
+		got := ""
+		if err := sortBy(all, ".spec.v", func(o map[string]any) (map[string]any, error) { return o, nil }); err != nil {
+			got = err.Error()
+		} else {
+			for _, o := range all {
+				got += o["name"].(string)
+			}
+		}
+		if !strings.HasPrefix(got, tt.want) || tt.want == "" {
+			t.Errorf("%s: got %s, want %s", name, got, tt.want)
+		}
+	}
+}

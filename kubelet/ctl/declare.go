@@ -195,7 +195,7 @@ func (c *Client) doomed(ctx context.Context, args []string, o DeleteOptions) ([]
 		}
 		var list unstructured.UnstructuredList
 		var raw unstructured.Unstructured
-		if err := c.get(ctx, call{path: t.path(o.Scope), query: o.query()}, &raw.Object); err != nil {
+		if err := c.get(ctx, call{path: t.path(o.Scope), query: o.query()}, &raw); err != nil {
 			failed = append(failed, err)
 			continue
 		}

@@ -67,7 +67,7 @@ func (c *Client) objects(ctx context.Context, t target, s Scope) ([]unstructured
 	if t.name != "" {
 		r.query = nil
 	}
-	if err := c.get(ctx, r, &raw.Object); err != nil {
+	if err := c.get(ctx, r, &raw); err != nil {
 		return nil, err
 	}
 	if !raw.IsList() {

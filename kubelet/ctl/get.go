@@ -22,6 +22,8 @@ type GetOptions struct {
 	Output         string // "", wide, json, yaml, name, jsonpath=…, go-template=…, custom-columns=…
 	NoHeaders      bool
 	ShowLabels     bool
+	LabelColumns   []string
+	SortBy         string // a path
 	Watch          bool
 	WatchOnly      bool
 	WatchEvents    bool // say what kind of change it is
@@ -42,6 +44,9 @@ func (c *Client) Get(ctx context.Context, args []string, o GetOptions) error {
 		return err
 	}
 	if o.Watch || o.WatchOnly {
+		if o.SortBy != "" {
+			fmt.Fprintln(o.Err, "warning: --watch requested, --sort-by will be ignored for watch events received")
+		}
 		if len(targets) > 1 {
 			return errors.New("you may only specify a single resource or type/name with --watch")
 		}
@@ -79,7 +84,7 @@ func Joined(to io.Writer, failed []error) error {
 
 func (c *Client) getOne(ctx context.Context, t target, o GetOptions, p *printer) error {
 	var object unstructured.Unstructured
-	if err := c.get(ctx, p.call(t, o.Scope), &object.Object); err != nil {
+	if err := c.get(ctx, p.call(t, o.Scope), &object); err != nil {
 		return err
 	}
 	return p.print(t, object, "")
@@ -97,7 +102,7 @@ func (c *Client) getAndWatch(ctx context.Context, t target, o GetOptions, p *pri
 	list := target{kind: t.kind}
 	r := p.call(list, scope)
 	var object unstructured.Unstructured
-	if err := c.get(ctx, r, &object.Object); err != nil {
+	if err := c.get(ctx, r, &object); err != nil {
 		return err
 	}
 	if !o.WatchOnly {
@@ -108,7 +113,7 @@ func (c *Client) getAndWatch(ctx context.Context, t target, o GetOptions, p *pri
 	r.query.Set("resourceVersion", object.GetResourceVersion())
 	err := c.watch(ctx, r, func(e change) (bool, error) {
 		var one unstructured.Unstructured
-		if err := json.Unmarshal(e.Object, &one.Object); err != nil {
+		if err := one.UnmarshalJSON(e.Object); err != nil {
 			return false, err
 		}
 		return true, p.print(list, one, string(e.Type))
@@ -141,7 +146,7 @@ func newPrinter(o GetOptions, targets []target) (*printer, error) {
 	case "", "wide":
 		p.table = true
 		p.to = printers.NewTablePrinter(printers.PrintOptions{
-			Wide: format == "wide", NoHeaders: o.NoHeaders, ShowLabels: o.ShowLabels, WithNamespace: o.AllNamespaces,
+			Wide: format == "wide", NoHeaders: o.NoHeaders, ShowLabels: o.ShowLabels, ColumnLabels: o.LabelColumns, WithNamespace: o.AllNamespaces,
 		})
 	case "json":
 		p.to = &printers.JSONPrinter{}
@@ -208,7 +213,10 @@ func (p *printer) call(t target, s Scope) call {
 	}
 	if p.table {
 		r.accept = tables
-		if p.o.ShowLabels || p.o.AllNamespaces {
+		switch {
+		case p.o.SortBy != "":
+			r.query.Set("includeObject", "Object")
+		case p.o.ShowLabels || p.o.AllNamespaces || len(p.o.LabelColumns) > 0:
 			r.query.Set("includeObject", "Metadata")
 		}
 	}
@@ -238,8 +246,8 @@ func (p *printer) print(t target, object unstructured.Unstructured, event string
 	return nil
 }
 
-// isByItem reports whether the form has each object for itself.
-func (p *printer) isByItem() bool { return p.o.Output == "name" }
+// isByItem reports whether the form has each object for itself, in the order in which they come.
+func (p *printer) isByItem() bool { return p.o.Output == "name" && p.o.SortBy == "" }
 
 // each prints the objects of an answer one by one.
 func (p *printer) each(t target, object unstructured.Unstructured, event string) error {
@@ -281,6 +289,11 @@ func (p *printer) printTable(t target, object unstructured.Unstructured, event s
 	if err := json.Unmarshal(data, &table); err != nil {
 		return err
 	}
+	if p.o.SortBy != "" && len(table.Rows) > 1 {
+		if err := sortBy(table.Rows, p.o.SortBy, objectOf); err != nil {
+			return err
+		}
+	}
 	for i := range table.Rows {
 		row := &table.Rows[i]
 		if len(row.Object.Raw) > 0 {
@@ -312,6 +325,12 @@ func (p *printer) printTable(t target, object unstructured.Unstructured, event s
 	return p.to.PrintObj(&table, p.o.Out)
 }
 
+func objectOf(row metav1.TableRow) (map[string]any, error) {
+	var o unstructured.Unstructured // which tells whole numbers from others
+	err := o.UnmarshalJSON(row.Object.Raw)
+	return o.Object, err
+}
+
 // end prints what is printed all in one.
 func (p *printer) end() error {
 	if p.table || p.isByItem() {
@@ -323,6 +342,19 @@ func (p *printer) end() error {
 			return nil
 		}
 		return p.to.PrintObj(&p.list[0], p.o.Out)
+	}
+	if p.o.SortBy != "" {
+		if err := sortBy(p.list, p.o.SortBy, func(o unstructured.Unstructured) (map[string]any, error) { return o.Object, nil }); err != nil {
+			return err
+		}
+	}
+	if p.o.Output == "name" {
+		for i := range p.list {
+			if err := p.to.PrintObj(&p.list[i], p.o.Out); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	items := make([]any, len(p.list))
 	for i := range p.list {

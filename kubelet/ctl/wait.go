@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -168,7 +167,7 @@ func (c *Client) await(ctx context.Context, t target, s Scope, done func(o map[s
 	for {
 		var now unstructured.UnstructuredList
 		var raw unstructured.Unstructured
-		if err := c.get(ctx, call{path: list.path(s), query: s.query()}, &raw.Object); err != nil {
+		if err := c.get(ctx, call{path: list.path(s), query: s.query()}, &raw); err != nil {
 			return timedOut(err)
 		}
 		if l, err := raw.ToList(); err == nil {
@@ -185,11 +184,11 @@ func (c *Client) await(ctx context.Context, t target, s Scope, done func(o map[s
 		r.query.Set("resourceVersion", raw.GetResourceVersion())
 		ended := false
 		err := c.watch(ctx, r, func(e change) (bool, error) {
-			var o map[string]any
-			if err := json.Unmarshal(e.Object, &o); err != nil {
+			var o unstructured.Unstructured
+			if err := o.UnmarshalJSON(e.Object); err != nil {
 				return false, err
 			}
-			ok, err := done(o, e.Type != watch.Deleted)
+			ok, err := done(o.Object, e.Type != watch.Deleted)
 			ended = ok
 			return !ok, err
 		})
