@@ -138,7 +138,7 @@ func (w *worker) action(a plan.Action) func(context.Context) result {
 	case plan.StopSandbox:
 		return simple(func(ctx context.Context) error { return k.stopSandbox(ctx, pod, a.ID) })
 	case plan.RemoveContainer:
-		return simple(func(ctx context.Context) error { return k.removeContainer(ctx, a.ID, a.KeepLog) })
+		return simple(func(ctx context.Context) error { return k.removeContainer(ctx, pod, a.ID, a.KeepLog) })
 	case plan.RemoveSandbox:
 		return simple(func(ctx context.Context) error { return k.cfg.Runtime.RemoveSandbox(ctx, a.ID) })
 	case plan.Teardown:
@@ -338,6 +338,9 @@ func (w *worker) start(a plan.Action) func(context.Context) result {
 		if err := k.cfg.Runtime.StartContainer(ctx, id); err != nil {
 			return fail("RunContainerError", err)
 		}
+		if err := k.cfg.Spec.LinkLog(pod, c.Name, id, restarts); err != nil {
+			k.log.Warn("collectors will not find the log of a container, ignoring", "pod", podName(pod), "container", c.Name, "err", err)
+		}
 		k.containerEvent(pod, c.Name, v1.EventTypeNormal, "Started", "Container started")
 		if !settled {
 			return result{}
@@ -409,13 +412,18 @@ func (k *Kubelet) stopSandbox(ctx context.Context, pod *v1.Pod, id string) error
 }
 
 // removeContainer removes a container that has ended, with its log.
-func (k *Kubelet) removeContainer(ctx context.Context, id string, keepLog bool) error {
+func (k *Kubelet) removeContainer(ctx context.Context, pod *v1.Pod, id string, keepLog bool) error {
 	c, err := k.cfg.Runtime.Container(ctx, id)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if !keepLog {
+		if err := k.cfg.Spec.UnlinkLog(pod, c.Config.GetMetadata().GetName(), id); err != nil {
+			return err
+		}
 	}
 	if err := k.cfg.Runtime.RemoveContainer(ctx, id); err != nil || keepLog || c.LogPath == "" {
 		return err
@@ -444,7 +452,7 @@ func (k *Kubelet) teardown(ctx context.Context, pod *v1.Pod) result {
 
 // erase removes the last of a pod: its logs, and its folder.
 func (k *Kubelet) erase(pod *v1.Pod) result {
-	err := os.RemoveAll(k.cfg.Spec.PodLogDir(pod))
+	err := errors.Join(k.cfg.Spec.UnlinkLogs(pod), os.RemoveAll(k.cfg.Spec.PodLogDir(pod)))
 	if err == nil {
 		err = k.store.erase(pod.UID)
 	}

@@ -53,6 +53,8 @@ type Config struct {
 	// Resize refuses a pod that runs other resources than it has; it may be asked again as Admit is. The reason is that of the
 	// condition PodResizePending if it is v1.PodReasonInfeasible. Nil gives all.
 	Resize func(have, want *v1.Pod, others []*v1.Pod) *Refusal
+	// DrainGroups is the order of a drain, by priority, the lowest first; none is DefaultDrainGroups.
+	DrainGroups []DrainGroup
 	// Limits are those of package plan; its zero value is plan.DefaultLimits.
 	Limits plan.Limits
 	// Now is the clock; nil is time.Now.
@@ -74,13 +76,10 @@ type Kubelet struct {
 	hooks  *hook.Runner
 	store  store
 
-	mu       sync.Mutex
-	workers  map[types.NamespacedName]*worker
-	uids     map[types.UID]*worker
-	draining bool
-	// drainLimit is the longest grace of a drain; 0: what the pods say. drainTell hears of each pod that is gone.
-	drainLimit time.Duration
-	drainTell  func(string)
+	mu      sync.Mutex
+	workers map[types.NamespacedName]*worker
+	uids    map[types.UID]*worker
+	drain   *drain // nil before one
 	// running counts workers and what they do; empty is signalled when there is no worker any more.
 	running sync.WaitGroup
 	empty   *sync.Cond
@@ -105,6 +104,9 @@ func New(cfg Config) (*Kubelet, error) {
 	}
 	if cfg.Limits == (plan.Limits{}) {
 		cfg.Limits = plan.DefaultLimits
+	}
+	if len(cfg.DrainGroups) == 0 {
+		cfg.DrainGroups = DefaultDrainGroups
 	}
 	k := &Kubelet{
 		cfg: cfg, log: cfg.Log, pods: feed.New[*v1.Pod](uint64(cfg.Now().UnixMicro()), history),

@@ -244,38 +244,28 @@ func (k *Kubelet) own(p *incarnation) {
 	w.pod, w.next = older, append(w.next, newer)
 }
 
-// Drain ends all pods in order, each with its grace but none with more than limit (0: no limit), and returns when they are gone,
-// or an error when ctx ends before. No pod starts any more. What is declared stays so for the next daemon.
+// Drain ends all pods, each with its grace but none with more than limit (0: no limit), and returns when they are gone, or an
+// error when ctx ends before. The less important ones end first (DrainGroup), and within a pod its sidecars last. No pod starts
+// any more. What is declared stays so for the next daemon.
 func (k *Kubelet) Drain(ctx context.Context, limit time.Duration, tell func(string)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.draining, k.drainLimit, k.drainTell = true, limit, tell
-	defer func() { k.drainTell = nil }()
-	for _, w := range k.workers {
-		w.rouse()
-	}
+	k.drain = &drain{most: limit, tell: tell}
 	stop := context.AfterFunc(ctx, func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.empty.Broadcast()
 	})
 	defer stop()
+	for i := range k.cfg.DrainGroups {
+		k.endGroup(ctx, i)
+	}
 	for len(k.workers) > 0 && ctx.Err() == nil {
 		k.empty.Wait()
 	}
+	k.drain.tell = nil
 	if len(k.workers) > 0 {
 		return fmt.Errorf("%d pods have not ended: %w", len(k.workers), ctx.Err())
 	}
 	return nil
-}
-
-// drainGrace is what a pod gets in a drain, nil for its own grace.
-func (k *Kubelet) drainGrace(pod *v1.Pod) *int64 {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	own, limit := pod.Spec.TerminationGracePeriodSeconds, int64(k.drainLimit/time.Second)
-	if k.drainLimit == 0 || own != nil && *own <= limit {
-		return nil
-	}
-	return &limit
 }

@@ -257,9 +257,11 @@ func (w *worker) compare() {
 		return
 	}
 	e, ok := w.k.cfg.Source.Get(podKey(w.name))
+	turn, grace := w.k.mustEnd(p.pod)
 	switch {
-	case w.k.isDraining():
-		p.memory.Finish(plan.End{Since: now, Grace: w.k.drainGrace(p.pod), Remove: true})
+	case turn:
+		p.memory.Finish(plan.End{Since: now, Grace: grace, Remove: true})
+	case w.k.isDraining(): // its turn comes
 	case !ok && w.k.sourcesReady():
 		p.memory.Finish(plan.End{Since: now, Remove: true})
 	case !ok, e.Lost != nil:
@@ -282,12 +284,6 @@ func (w *worker) isRefused() bool {
 	w.k.mu.Lock()
 	defer w.k.mu.Unlock()
 	return w.k.refused[w]
-}
-
-func (k *Kubelet) isDraining() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.draining
 }
 
 func (k *Kubelet) sourcesReady() bool {
@@ -317,8 +313,11 @@ func (w *worker) gone() {
 	delete(w.k.refused, w)
 	delete(w.k.deferred, w)
 	delete(w.k.bids, p.pod.UID)
-	if w.k.draining && w.k.drainTell != nil {
-		w.k.drainTell(fmt.Sprintf("removed pod %s", w.name))
+	if d := w.k.drain; d != nil {
+		if d.tell != nil {
+			d.tell(fmt.Sprintf("removed pod %s", w.name))
+		}
+		w.k.empty.Broadcast()
 	}
 	w.k.mu.Unlock()
 	w.pod = nil

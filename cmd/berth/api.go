@@ -44,7 +44,7 @@ func (n *node) openAPI() error {
 	probes.MustRegister(n.self.kubelet.Probes().Collectors()...)
 	n.api = &api{
 		sessions: stream.NewSessions(stream.Config{IdleTimeout: n.cfg.Streaming.IdleTimeout, Log: n.log}, cri.StreamBackend(n.runtime)),
-		declared: server.NewDeclared(n.self.declared, started),
+		declared: server.NewDeclared(n.self.declared, n.taken, started),
 	}
 	facts := server.NodeFacts{
 		Name: c.NodeName, Version: version, IPs: n.self.spec.IPs, Created: credentials.Since(), Started: started, Capacity: n.self.allocatable, Allocatable: n.self.allocatable,
@@ -176,10 +176,18 @@ func (n *node) configz() map[string]any {
 		"staticPodPath": n.cfg.Manifests, "fileCheckFrequency": metav1.Duration{Duration: n.cfg.ManifestsRescan}, "address": n.portAddress(),
 		"clusterDNS": c.ClusterDNS, "clusterDomain": c.ClusterDomain, "resolvConf": c.ResolvConf, "podLogsDir": c.PodLogsDir,
 		"seccompDefault": c.SeccompDefault, "cgroupRoot": c.CgroupRoot, "cgroupDriver": string(n.cgroups.Driver), "podPidsLimit": c.PodPidsLimit,
-		"maxPods": c.MaxPods, "authentication": map[string]any{"anonymous": map[string]any{"enabled": false}}, "readOnlyPort": 0,
+		"shutdownGracePeriodByPodPriority": shutdownGroups(c), "maxPods": c.MaxPods, "authentication": map[string]any{"anonymous": map[string]any{"enabled": false}}, "readOnlyPort": 0,
 		"crashLoopBackOff":         map[string]any{"maxContainerRestartPeriod": metav1.Duration{Duration: c.CrashLoopBackOff.Max}},
 		"containerRuntimeEndpoint": fmt.Sprintf("unix://%s", n.cfg.CRISocket),
 	}
+}
+
+func shutdownGroups(c config.Kubelet) []map[string]int {
+	all := []map[string]int{}
+	for _, g := range c.ShutdownByPriority {
+		all = append(all, map[string]int{"priority": g.Priority, "shutdownGracePeriodSeconds": g.Seconds})
+	}
+	return all
 }
 
 // apiSessions is how many the doors serve.

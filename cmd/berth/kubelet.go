@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -17,7 +14,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/berth-node/berth/internal/atomicfile"
+	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/event"
@@ -37,14 +34,12 @@ import (
 type self struct {
 	declared *source.Store
 	events   *event.Store
-	// eventsFile is where the events are kept from one daemon to the next.
-	eventsFile string
-	kubelet    *kubelet.Kubelet
-	spec       *podspec.Node
-	volumes    *volume.Manager
-	guardian   *guardian
-	cgroups    *resource.Manager
-	able       podspec.Abilities
+	kubelet  *kubelet.Kubelet
+	spec     *podspec.Node
+	volumes  *volume.Manager
+	guardian *guardian
+	cgroups  *resource.Manager
+	able     podspec.Abilities
 	// allocatable is what all pods together may request.
 	allocatable v1.ResourceList
 	room        *room
@@ -64,12 +59,10 @@ func (n *node) openSelf() (*self, error) {
 	}); err != nil {
 		return nil, err
 	}
-	if name, there := n.foreign(); there && n.cfg.Manifests != "" {
-		return nil, fmt.Errorf("manifests: pods of a kubelet run on this node (%s), which would end the node's own: take them off the node first: %w",
-			name, errdefs.ErrFailedPrecondition)
+	if err := n.taken(); err != nil && n.cfg.Manifests != "" {
+		return nil, fmt.Errorf("manifests: %w", err)
 	}
-	s.eventsFile = filepath.Join(dir, "events.json")
-	s.events = event.New(event.Config{Node: c.NodeName, Log: n.log, Now: time.Now}, keptEvents(s.eventsFile, n.log))
+	s.events = event.Open(event.Config{Node: c.NodeName, File: filepath.Join(dir, "events.json"), Log: n.log, Now: time.Now})
 	facts, err := resourceNode(host, c)
 	if err != nil {
 		return nil, err
@@ -110,7 +103,7 @@ func (n *node) openSelf() (*self, error) {
 			Backoff: c.CrashLoopBackOff.Initial, MaxBackoff: c.CrashLoopBackOff.Max,
 			PullBackoff: c.ImagePullBackOff.Initial, MaxPullBackoff: c.ImagePullBackOff.Max, Retry: plan.DefaultLimits.Retry,
 		},
-		Log: n.log,
+		DrainGroups: drainGroups(c), Log: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -119,20 +112,28 @@ func (n *node) openSelf() (*self, error) {
 	return s, err
 }
 
+func drainGroups(c config.Kubelet) (all []kubelet.DrainGroup) {
+	for _, g := range c.ShutdownByPriority {
+		all = append(all, kubelet.DrainGroup{Priority: int32(g.Priority), Grace: time.Duration(g.Seconds) * time.Second})
+	}
+	return all
+}
+
 // ownPods reports whether this node runs, or is to run, pods of its own. The CRI answers when all has been opened.
 func (n *node) ownPods() bool {
 	return n.cfg.Manifests != "" || n.self != nil && len(n.self.declared.List(manifest.Pod)) > 0
 }
 
-// foreign names a pod of a kubelet that uses the CRI, if there is one that runs.
-func (n *node) foreign() (string, bool) {
+// taken returns why the node can have no pods of its own: a kubelet that uses the CRI has pods that run.
+func (n *node) taken() error {
 	ready := true
 	for _, sb := range n.runtime.Sandboxes(runtime.SandboxFilter{Ready: &ready}) {
 		if sb.Owner == runtime.OwnerCRI && sb.Config.GetLabels()[podspec.PodUIDLabel] != "" {
-			return sb.Config.GetMetadata().GetNamespace() + "/" + sb.Config.GetMetadata().GetName(), true
+			return fmt.Errorf("pods of a kubelet run on this node (%s/%s), which would end the node's own: take them off the node first: %w",
+				sb.Config.GetMetadata().GetNamespace(), sb.Config.GetMetadata().GetName(), errdefs.ErrFailedPrecondition)
 		}
 	}
-	return "", false
+	return nil
 }
 
 // runSelf begins to look after the node's own pods, and lets in who asks for them.
@@ -177,22 +178,7 @@ func (n *node) stopSelf() {
 	if err := <-n.self.done; err != nil {
 		n.log.Error("the pods of this node itself", "err", err)
 	}
-	if err := atomicfile.WriteJSON(n.self.eventsFile, n.self.events.Kept(), 0o600); err != nil {
-		n.log.Warn("events could not be kept, ignoring", "err", err)
-	}
-}
-
-// keptEvents are those of the daemon before. After one that was killed they are older, or none.
-func keptEvents(path string, log *slog.Logger) (kept []*v1.Event) {
-	data, err := atomicfile.Read(path)
-	if err == nil {
-		err = json.Unmarshal(data, &kept)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		log.Warn("events of the daemon before could not be read, ignoring", "err", err)
-		return nil
-	}
-	return kept
+	n.self.events.Close()
 }
 
 // drainSelf ends the node's own pods.
@@ -268,7 +254,7 @@ func (n *node) podSpec(s *self, facts *resource.Node) (*podspec.Node, error) {
 		return nil, err
 	}
 	return &podspec.Node{
-		IPs: ips, LogDir: c.PodLogsDir, DNS: podspec.DNS{Servers: servers, Domain: c.ClusterDomain, ResolvConf: c.ResolvConf},
+		IPs: ips, LogDir: c.PodLogsDir, LinkDir: c.LogLinks(), DNS: podspec.DNS{Servers: servers, Domain: c.ClusterDomain, ResolvConf: c.ResolvConf},
 		SeccompRoot: c.SeccompDir, SeccompDefault: c.SeccompDefault, RecursiveReadOnly: true,
 		Allocatable: s.allocatable, Resources: facts, CgroupParent: s.cgroups.Parent,
 		Warn: func(pod *v1.Pod, reason, message string) {

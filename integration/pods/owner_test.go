@@ -4,6 +4,7 @@ package pods
 
 import (
 	"os/exec"
+	"regexp"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -45,7 +46,17 @@ func TestAKubeletHasNoPlaceBesideTheNodesOwnPods(t *testing.T) {
 
 func TestManifestsAreRefusedBesideAKubelet(t *testing.T) {
 	n := harness.StartNode(t, harness.Options{HostsDir: hostsDir})
-	n.RunPod(t, "theirs", func(c *cri.PodSandboxConfig) { c.Labels["io.kubernetes.pod.uid"] = c.Metadata.Uid })
+	theirs := n.RunPod(t, "theirs", func(c *cri.PodSandboxConfig) { c.Labels["io.kubernetes.pod.uid"] = c.Metadata.Uid })
+	berth := (&node{Node: n, t: t}).berth()
+	for _, args := range [][]string{{"apply", "-f", "-"}, {"apply", "-f", "-", "--dry-run=server"}} {
+		_, errOut, code := berth.run(t, podText("own", sleeper), args...)
+		if want := `pods of a kubelet run on this node \(.*/theirs.*\), which would end the node's own: take them off the node first`; code != 1 || !regexp.MustCompile(want).MatchString(errOut) {
+			t.Errorf("%q: %d %s", args, code, errOut)
+		}
+	}
+	if _, errOut, code := berth.run(t, configMap("c", "k", "v"), "apply", "-f", "-"); code != 0 { // which ends nothing
+		t.Errorf("a ConfigMap: %d %s", code, errOut)
+	}
 	n.Kill9(t)
 	cmd := exec.Command(harness.Root()+"/bin/berth", "serve", "--root-dir", n.RootDir, "--run-dir", n.RunDir, "--cri-socket", n.Socket, "--manifests", t.TempDir())
 	if out, err := cmd.CombinedOutput(); err == nil {
@@ -54,4 +65,10 @@ func TestManifestsAreRefusedBesideAKubelet(t *testing.T) {
 	if err := n.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// The node is whose pods it has.
+	theirs.Remove(t)
+	if out, errOut, code := berth.run(t, podText("own", sleeper), "apply", "-f", "-"); code != 0 || out != "pod/own created\n" {
+		t.Errorf("%d %s%s", code, out, errOut)
+	}
+	berth.ok(t, "delete", "pod/own", "configmap/c")
 }

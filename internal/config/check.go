@@ -115,6 +115,15 @@ func (c *Config) checkKubelet(fault func(key, words string)) {
 	if k.EvictionMaxGrace < 0 {
 		fault("kubelet.evictionMaxPodGracePeriod", fmt.Sprintf("%d is less than nothing", k.EvictionMaxGrace))
 	}
+	for i, g := range k.ShutdownByPriority {
+		key := fmt.Sprintf("kubelet.shutdownGracePeriodByPodPriority[%d].", i)
+		if i > 0 && g.Priority <= k.ShutdownByPriority[i-1].Priority || g.Priority != int(int32(g.Priority)) {
+			fault(key+"priority", fmt.Sprintf("%d is not more than the one before it, or no priority", g.Priority))
+		}
+		if g.Seconds < 0 {
+			fault(key+"shutdownGracePeriodSeconds", fmt.Sprintf("%d is less than nothing", g.Seconds))
+		}
+	}
 	if k.MaxPods < 1 {
 		fault("kubelet.maxPods", fmt.Sprintf("%d is less than one", k.MaxPods))
 	}
@@ -155,6 +164,9 @@ func (c *Config) checkPaths(fault func(key, words string)) {
 	path("manifests", c.Manifests, true)
 	path("kubelet.resolvConf", c.Kubelet.ResolvConf, true)
 	path("kubelet.podLogsDir", c.Kubelet.PodLogsDir, false)
+	if c.Kubelet.LogLinksDir != LogLinksOff {
+		path("kubelet.containerLogsDir", c.Kubelet.LogLinksDir, true)
+	}
 	path("kubelet.seccompDir", c.Kubelet.SeccompDir, true)
 	path("kubelet.imageCredentialProviderConfig", c.Kubelet.CredentialConfig, true)
 	path("kubelet.imageCredentialProviderBinDir", c.Kubelet.CredentialBinDir, false)

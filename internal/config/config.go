@@ -146,6 +146,7 @@ type Kubelet struct {
 	ClusterDomain    string   `yaml:"clusterDomain"`
 	ResolvConf       string   `yaml:"resolvConf"`
 	PodLogsDir       string   `yaml:"podLogsDir"`
+	LogLinksDir      string   `yaml:"containerLogsDir"`
 	SeccompDir       string   `yaml:"seccompDir"`
 	SeccompDefault   bool     `yaml:"seccompDefault"`
 	CgroupRoot       string   `yaml:"cgroupRoot"`
@@ -158,6 +159,8 @@ type Kubelet struct {
 	CredentialConfig string   `yaml:"imageCredentialProviderConfig"`
 	CredentialBinDir string   `yaml:"imageCredentialProviderBinDir"`
 
+	ShutdownByPriority []ShutdownGrace `yaml:"shutdownGracePeriodByPodPriority"`
+
 	EvictionHard            map[string]string `yaml:"evictionHard"`
 	EvictionSoft            map[string]string `yaml:"evictionSoft"`
 	EvictionSoftGracePeriod map[string]string `yaml:"evictionSoftGracePeriod"`
@@ -168,6 +171,26 @@ type Kubelet struct {
 	ImageGCLow              int               `yaml:"imageGCLowThresholdPercent"`
 	ImageMinAge             time.Duration     `yaml:"imageMinimumGCAge"`
 	ImageMaxAge             time.Duration     `yaml:"imageMaximumGCAge"`
+}
+
+// LogLinksOff as the folder of links to logs is none.
+const LogLinksOff = "off"
+
+// LogLinks is the folder of links to logs; "" is none.
+func (k *Kubelet) LogLinks() string {
+	switch {
+	case k.LogLinksDir == LogLinksOff, k.LogLinksDir == "" && k.PodLogsDir != "/var/log/pods":
+		return ""
+	case k.LogLinksDir == "":
+		return "/var/log/containers"
+	}
+	return k.LogLinksDir
+}
+
+// ShutdownGrace is for pods of a priority and above, up to the next one.
+type ShutdownGrace struct {
+	Priority int `yaml:"priority"`
+	Seconds  int `yaml:"shutdownGracePeriodSeconds"`
 }
 
 // BackOff is a pause that doubles.

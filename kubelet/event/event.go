@@ -21,9 +21,11 @@ import (
 // maxEvents bounds what is kept. The start of a pod makes four or five.
 const maxEvents = 2000
 
-// Config is what a Store needs. All fields are required.
+// Config is what a Store needs. All fields but File are required.
 type Config struct {
 	Node string // this node's name
+	// File is where events are kept for the next daemon; "" is nowhere.
+	File string
 	Log  *slog.Logger
 	Now  func() time.Time
 }
@@ -38,29 +40,65 @@ type Store struct {
 	correlator *correlator
 	kept       int // in events
 	serial     int64
+	journal    *journal // nil without a file, and when the store is closed
+	failed     bool     // the journal's last line could not be written
 }
 
-// New returns a store with what Kept returned of an earlier one, if anything.
-func New(c Config, kept []*v1.Event) *Store {
+// Open returns a store with the events that an earlier one left in the file. That they cannot be had is no reason to have none.
+func Open(c Config) *Store {
 	now := c.Now()
 	s := &Store{
 		cfg: c, source: v1.EventSource{Component: "kubelet", Host: c.Node},
 		events:     feed.New[*v1.Event](uint64(now.UnixMicro()), maxEvents/4),
 		correlator: newCorrelator(),
 	}
+	if c.File == "" {
+		return s
+	}
+	j, kept, err := openJournal(c.File)
+	if err != nil {
+		c.Log.Warn("the events of the daemon before are not all there, ignoring", "err", err)
+	}
 	for _, e := range kept {
-		e := e.DeepCopy()
 		s.correlator.remember(e)
 		s.put(e)
 	}
+	s.journal = j
 	return s
 }
 
-// Kept returns the events, to be given to the next daemon's New.
-func (s *Store) Kept() []*v1.Event {
+// Close leaves the file to the next store. What happens from now on is not in it.
+func (s *Store) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.journal != nil {
+		s.journal.close()
+		s.journal = nil
+	}
+}
+
+// sorted returns the events, the oldest first.
+func (s *Store) sorted() []*v1.Event {
 	all, _ := s.events.List()
-	slices.SortStableFunc(all, func(a, b *v1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	slices.SortStableFunc(all, byTime)
 	return all
+}
+
+func byTime(a, b *v1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) }
+
+// note writes the event into the file. Of many that cannot be written one is told.
+func (s *Store) note(e *v1.Event) {
+	if s.journal == nil {
+		return
+	}
+	err := s.journal.add(e)
+	if err == nil && s.journal.lines > maxLines {
+		err = s.journal.rewrite(s.sorted())
+	}
+	if err != nil && !s.failed {
+		s.cfg.Log.Warn("events cannot be kept for the next daemon, ignoring", "err", err)
+	}
+	s.failed = err != nil
 }
 
 // Feed is the table of what is kept.
@@ -81,6 +119,7 @@ func (s *Store) Record(about *v1.ObjectReference, eventType, reason, message str
 		return
 	}
 	s.put(e)
+	s.note(e)
 	level := slog.LevelInfo
 	if eventType == v1.EventTypeWarning {
 		level = slog.LevelWarn
@@ -113,7 +152,7 @@ func (s *Store) put(e *v1.Event) {
 		return
 	}
 	// Some more go than must, so that the next ones need not look for the oldest again.
-	for _, old := range s.Kept()[:maxEvents/8] {
+	for _, old := range s.sorted()[:maxEvents/8] {
 		s.events.Delete(old.Namespace, old.Name)
 		s.kept--
 	}

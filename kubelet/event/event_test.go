@@ -4,10 +4,15 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -22,10 +27,14 @@ type stage struct {
 	log bytes.Buffer
 }
 
-func newStage(t *testing.T, kept ...*v1.Event) *stage {
+func newStage(t *testing.T) *stage { return stageOn(t, "") }
+
+// stageOn is one whose events are in a file.
+func stageOn(t *testing.T, file string) *stage {
 	t.Helper()
 	s := &stage{now: start}
-	s.Store = New(Config{Node: "node", Log: slog.New(slog.NewTextHandler(&s.log, nil)), Now: func() time.Time { return s.now }}, kept)
+	s.Store = Open(Config{Node: "node", File: file, Log: slog.New(slog.NewTextHandler(&s.log, nil)), Now: func() time.Time { return s.now }})
+	t.Cleanup(s.Close)
 	return s
 }
 
@@ -42,7 +51,7 @@ func testPod(name string) *v1.Pod {
 // shown writes the events down, the oldest first.
 func (s *stage) shown() string {
 	var lines []string
-	for _, e := range s.Kept() {
+	for _, e := range s.sorted() {
 		lines = append(lines, fmt.Sprintf("%s %s %s x%d: %s", e.InvolvedObject.Name, e.Type, e.Reason, e.Count, e.Message))
 	}
 	return strings.Join(lines, "\n")
@@ -59,7 +68,7 @@ func TestTheSameIsCounted(t *testing.T) {
 	if got, want := s.shown(), "p Warning BackOff x3: Back-off restarting failed container main\np Warning BackOff x1: Back-off restarting failed container main"; got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
-	first := s.Kept()[0]
+	first := s.sorted()[0]
 	if !first.FirstTimestamp.Equal(&metav1.Time{Time: start}) || !first.LastTimestamp.Equal(&metav1.Time{Time: start.Add(2 * time.Minute)}) {
 		t.Errorf("from %s to %s", first.FirstTimestamp, first.LastTimestamp)
 	}
@@ -114,7 +123,7 @@ func TestTheOldestGo(t *testing.T) {
 			s.Record(About(testPod("p0")), v1.EventTypeNormal, "Started", "again")
 		}
 	}
-	all := s.Kept()
+	all := s.sorted()
 	if len(all) > maxEvents || len(all) < maxEvents*3/4 {
 		t.Errorf("%d events are kept, of at most %d", len(all), maxEvents)
 	}
@@ -126,14 +135,132 @@ func TestTheOldestGo(t *testing.T) {
 	}
 }
 
+// The daemon before ended in no order: its store was not closed.
 func TestTheNextDaemonGoesOn(t *testing.T) {
-	before := newStage(t)
-	before.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "started")
-	after := newStage(t, before.Kept()...)
+	file := filepath.Join(t.TempDir(), "events")
+	before := stageOn(t, file)
+	for range 3 {
+		before.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "started")
+	}
+	before.Record(About(testPod("q")), v1.EventTypeWarning, "Failed", "failed")
+	after := stageOn(t, file)
+	if got, want := after.shown(), "p Normal Started x3: started\nq Warning Failed x1: failed"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 	after.now = start.Add(time.Hour)
 	after.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "started")
-	if got, want := after.shown(), "p Normal Started x2: started"; got != want {
+	if got, want := stageOn(t, file).shown(), "q Warning Failed x1: failed\np Normal Started x4: started"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+func TestAClosedStoreLeavesTheFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "events")
+	before := stageOn(t, file)
+	before.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "started")
+	before.Close()
+	before.Record(About(testPod("p")), v1.EventTypeNormal, "Killing", "late")
+	if got, want := stageOn(t, file).shown(), "p Normal Started x1: started"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestDamagedFiles(t *testing.T) {
+	whole := `{"metadata":{"name":"a","namespace":"ns"},"involvedObject":{"name":"p"},"type":"Normal","reason":"Started","message":"m","count":2}` + "\n"
+	for name, tt := range map[string]struct{ text, want string }{
+		"empty":            {"", ""},
+		"a torn line":      {whole + whole[:40], "p Normal Started x2: m"},
+		"without its end":  {whole + strings.TrimSuffix(strings.Replace(whole, `"a"`, `"b"`, 1), "\n"), "p Normal Started x2: m"},
+		"one in between":   {"\x00\x00\n" + whole, "p Normal Started x2: m"},
+		"of another sort":  {`[{"metadata":{"name":"a"}}]`, ""},
+		"an event no more": {"{}\n" + whole, "p Normal Started x2: m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "events")
+			if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := stageOn(t, file)
+			if s.shown() != tt.want {
+				t.Errorf("got %s, want %s", s.shown(), tt.want)
+			}
+			if said := strings.Contains(s.log.String(), "not all there"); said != (name != "empty") {
+				t.Errorf("the log says %s", &s.log)
+			}
+			s.Record(About(testPod("next")), v1.EventTypeNormal, "Started", "m")
+			next := stageOn(t, file)
+			if want := strings.TrimPrefix(tt.want+"\nnext Normal Started x1: m", "\n"); next.shown() != want {
+				t.Errorf("got %s, want %s", next.shown(), want)
+			}
+			if strings.Contains(next.log.String(), "WARN") {
+				t.Errorf("it is damaged still: %s", &next.log)
+			}
+		})
+	}
+	t.Run("a folder in its place", func(t *testing.T) {
+		s := stageOn(t, t.TempDir())
+		s.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "one")
+		s.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "two")
+		if n := strings.Count(s.log.String(), "cannot be kept"); n != 1 || !strings.Contains(s.shown(), "two") {
+			t.Errorf("%d warnings; %s", n, s.shown())
+		}
+	})
+}
+
+// What cannot be written whole must not spoil what is written next. A limit of the process stands in for a full disk.
+func TestFullDisk(t *testing.T) {
+	signal.Ignore(syscall.SIGXFSZ)
+	defer signal.Reset(syscall.SIGXFSZ)
+	file := filepath.Join(t.TempDir(), "events")
+	s := stageOn(t, file)
+	s.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "one")
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(info.Size()) + 10, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	s.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "two")
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	s.Record(About(testPod("p")), v1.EventTypeNormal, "Started", "three")
+	next := stageOn(t, file)
+	if want := "p Normal Started x1: one\np Normal Started x1: three"; next.shown() != want || strings.Contains(next.log.String(), "WARN") {
+		t.Errorf("got %s, want %s\n%s", next.shown(), want, &next.log)
+	}
+}
+
+func TestTheFileIsBounded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "events")
+	s := stageOn(t, file)
+	most := 0
+	for i := range maxLines + 3*maxEvents {
+		s.Record(About(testPod(fmt.Sprintf("p%d", i))), v1.EventTypeNormal, "Started", "started")
+		s.now = s.now.Add(time.Second)
+		most = max(most, s.journal.lines)
+	}
+	if most > maxLines+1 {
+		t.Errorf("the file has had %d lines", most)
+	}
+	if got, want := stageOn(t, file).shown(), s.shown(); got != want {
+		t.Errorf("kept are %d bytes of events, want %d", len(got), len(want))
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	s := Open(Config{Node: "node", File: filepath.Join(b.TempDir(), "events"), Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	defer s.Close()
+	for i := 0; b.Loop(); i++ {
+		s.Record(About(testPod(fmt.Sprintf("p%d", i))), v1.EventTypeNormal, "Started", "Container started")
 	}
 }
 
@@ -152,7 +279,7 @@ func TestTheNodesNamespace(t *testing.T) {
 	s := newStage(t)
 	s.Record(&v1.ObjectReference{Kind: "Node", Name: "n"}, v1.EventTypeNormal, "Starting", "a")
 	s.Record(&v1.ObjectReference{Kind: "Node", Name: "n"}, v1.EventTypeNormal, "NodeReady", "b")
-	if all := s.Kept(); len(all) != 2 || all[0].Namespace != "default" {
+	if all := s.sorted(); len(all) != 2 || all[0].Namespace != "default" {
 		t.Errorf("got %v", all)
 	}
 }

@@ -22,7 +22,9 @@ type Node struct {
 	Allocatable v1.ResourceList
 	// LogDir has a folder for the logs of each pod: /var/log/pods.
 	LogDir string
-	DNS    DNS
+	// LinkDir has a link to the log of each container, for collectors: /var/log/containers. "" is none.
+	LinkDir string
+	DNS     DNS
 	// SeccompRoot is the folder of the profiles of type Localhost.
 	SeccompRoot string
 	// SeccompDefault gives the runtime's profile to containers that name none; else those are unconfined.

@@ -242,8 +242,8 @@ const (
 	nodeCriticalClass    = "system-node-critical"
 	clusterCriticalClass = "system-cluster-critical"
 
-	systemCritical   = 2_000_000_000
-	nodeCriticalness = systemCritical + 1000
+	SystemCritical   = 2_000_000_000
+	nodeCriticalness = SystemCritical + 1000
 )
 
 // Priority of a pod: what it says, or what its class says where that is one of the system's; 0 for one that says nothing.
@@ -255,13 +255,13 @@ func Priority(pod *v1.Pod) int32 {
 	case nodeCriticalClass:
 		return nodeCriticalness
 	case clusterCriticalClass:
-		return systemCritical
+		return SystemCritical
 	}
 	return 0
 }
 
 // Critical says that the pod's priority is one of the system's own.
-func Critical(pod *v1.Pod) bool { return Priority(pod) >= systemCritical }
+func Critical(pod *v1.Pod) bool { return Priority(pod) >= SystemCritical }
 
 func nodeCritical(pod *v1.Pod) bool {
 	return Critical(pod) && pod.Spec.PriorityClassName == nodeCriticalClass

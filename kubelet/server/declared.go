@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -17,6 +18,7 @@ import (
 // Declared is the Objects of a store.
 type Declared struct {
 	store   *source.Store
+	taken   func() error
 	maps    *feed.Feed[*v1.ConfigMap]
 	secrets *feed.Feed[*v1.Secret]
 	claims  *feed.Feed[*v1.PersistentVolumeClaim]
@@ -25,11 +27,12 @@ type Declared struct {
 // remembered is how many changes of a kind a watch may be behind.
 const remembered = 128
 
-// NewDeclared returns the Objects of a store; Run keeps them.
-func NewDeclared(s *source.Store, now time.Time) *Declared {
+// NewDeclared returns the Objects of a store; Run keeps them. taken returns why no pod can be applied to this node, if it is
+// another kubelet's.
+func NewDeclared(s *source.Store, taken func() error, now time.Time) *Declared {
 	first := uint64(now.UnixMicro())
 	return &Declared{
-		store: s, maps: feed.New[*v1.ConfigMap](first, remembered), secrets: feed.New[*v1.Secret](first, remembered),
+		store: s, taken: taken, maps: feed.New[*v1.ConfigMap](first, remembered), secrets: feed.New[*v1.Secret](first, remembered),
 		claims: feed.New[*v1.PersistentVolumeClaim](first, remembered),
 	}
 }
@@ -118,6 +121,11 @@ func (d *Declared) Apply(_ context.Context, r ApplyRequest) (ApplyResult, error)
 	}
 	if len(objects) == 0 {
 		return ApplyResult{}, fmt.Errorf("no objects passed to apply: %w", errdefs.ErrInvalidArgument)
+	}
+	if slices.ContainsFunc(objects, func(o manifest.Object) bool { return o.Kind == manifest.Pod }) {
+		if err := d.taken(); err != nil {
+			return ApplyResult{}, err
+		}
 	}
 	if r.DryRun {
 		return d.wouldApply(objects), nil

@@ -119,7 +119,7 @@ func newNode(t *testing.T) *node {
 	return &node{
 		pods: feed.New[*v1.Pod](100, 10), maps: feed.New[*v1.ConfigMap](100, 10), secrets: feed.New[*v1.Secret](100, 10),
 		claims: feed.New[*v1.PersistentVolumeClaim](100, 10), dir: t.TempDir(),
-		events: event.New(event.Config{Node: "here", Log: log, Now: now}, nil),
+		events: event.Open(event.Config{Node: "here", Log: log, Now: now}),
 	}
 }
 
