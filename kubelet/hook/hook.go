@@ -1,15 +1,19 @@
-// Package hook runs the lifecycle hooks of containers, postStart and preStop, as upstream does (pkg/kubelet/lifecycle).
+// Package hook runs the lifecycle hooks of containers, postStart and preStop, as upstream does (pkg/kubelet/lifecycle). It also
+// connects to a port for tcpSocket, which the API takes and no kubelet has ever run.
 package hook
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,8 +74,15 @@ func (r *Runner) Run(ctx context.Context, h *v1.LifecycleHandler, pod *v1.Pod, c
 		if err := sleep(ctx, time.Duration(h.Sleep.Seconds)*time.Second); err != nil {
 			return failed(fmt.Sprintf("Sleep lifecycle hook (%d)", h.Sleep.Seconds), err)
 		}
+	case h.TCPSocket != nil:
+		address, err := socketAddress(h.TCPSocket, c, podIP)
+		if err == nil {
+			err = connect(ctx, address)
+		}
+		if err != nil {
+			return failed(fmt.Sprintf("TCP lifecycle hook (%s)", h.TCPSocket.Port.String()), err)
+		}
 	default:
-		// tcpSocket too: the API keeps it for the sake of old objects, and no kubelet has ever run it.
 		//lint:ignore ST1005 upstream's words
 		return fmt.Errorf("Cannot run handler: invalid handler: %v", h)
 	}
@@ -89,10 +100,34 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+func socketAddress(s *v1.TCPSocketAction, c *v1.Container, podIP string) (string, error) {
+	port, err := probe.ResolveContainerPort(s.Port, c)
+	if err != nil {
+		return "", err
+	}
+	host := cmp.Or(s.Host, podIP)
+	if host == "" {
+		return "", errNoAddress
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port)), nil
+}
+
+// connect makes a connection and ends it, as a probe does.
+func connect(ctx context.Context, address string) error {
+	conn, err := probe.ProbeDialer().DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	_ = conn.Close() // it was there: that is all
+	return nil
+}
+
+var errNoAddress = errors.New("failed to find networking container: the pod has no address")
+
 // get asks once, and once more without TLS if it turns out that the other side has none.
 func (r *Runner) get(ctx context.Context, g *v1.HTTPGetAction, pod *v1.Pod, c *v1.Container, podIP string) error {
 	if g.Host == "" && podIP == "" {
-		return errors.New("failed to find networking container: the pod has no address")
+		return errNoAddress
 	}
 	req, err := httpprobe.NewRequestForHTTPGetAction(g, c, podIP, "lifecycle")
 	if err != nil {

@@ -3,6 +3,7 @@ package hook
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -106,8 +107,35 @@ func TestSleep(t *testing.T) {
 	})
 }
 
+func TestTCP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	c := &v1.Container{Name: "c", Ports: []v1.ContainerPort{{Name: "web", ContainerPort: int32(port)}}}
+	run := func(port intstr.IntOrString, host, ip string) error {
+		return New(Config{}).Run(t.Context(), &v1.LifecycleHandler{TCPSocket: &v1.TCPSocketAction{Port: port, Host: host}}, pod(), c, "id", ip)
+	}
+	for _, err := range []error{
+		run(intstr.FromInt(port), "", "127.0.0.1"), run(intstr.FromString("web"), "", "127.0.0.1"), run(intstr.FromInt(port), "127.0.0.1", "192.0.2.1"),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	l.Close()
+	for want, err := range map[string]error{
+		"connection refused": run(intstr.FromInt(port), "", "127.0.0.1"), "no address": run(intstr.FromInt(port), "", ""), "none": run(intstr.FromString("none"), "", "127.0.0.1"),
+	} {
+		if err == nil || !strings.HasPrefix(err.Error(), "TCP lifecycle hook (") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
 func TestNoHandler(t *testing.T) {
-	if err := New(Config{}).Run(context.Background(), &v1.LifecycleHandler{TCPSocket: &v1.TCPSocketAction{}}, pod(), &v1.Container{}, "id", ""); err == nil || !strings.HasPrefix(err.Error(), "Cannot run handler: ") {
+	if err := New(Config{}).Run(context.Background(), &v1.LifecycleHandler{}, pod(), &v1.Container{}, "id", ""); err == nil || !strings.HasPrefix(err.Error(), "Cannot run handler: ") {
 		t.Error(err)
 	}
 }

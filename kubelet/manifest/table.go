@@ -101,7 +101,7 @@ var Fields = fields(
 	group{"GRPCAction", Honoured, "", "port service"},
 	group{"Lifecycle", Honoured, "", "postStart preStop stopSignal"},
 	group{"LifecycleHandler", Honoured, "", "exec httpGet sleep"},
-	group{"LifecycleHandler", Honoured, "such a hook fails, as everywhere: no kubelet has ever run it", "tcpSocket"},
+	group{"LifecycleHandler", Honoured, "connects to the port; with other kubelets such a hook fails", "tcpSocket"},
 	group{"SleepAction", Honoured, "", "seconds"},
 	group{"SecurityContext", Honoured, "", `capabilities privileged seLinuxOptions runAsUser runAsGroup runAsNonRoot readOnlyRootFilesystem
 		allowPrivilegeEscalation procMount seccompProfile appArmorProfile`},
