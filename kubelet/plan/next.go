@@ -23,6 +23,9 @@ func Next(pod *v1.Pod, o Observed, now time.Time) Plan {
 	n.forget()
 	n.decideEnd()
 	if n.m.End != nil {
+		if n.m.End.Grace == nil { // as much as the pod says, so that what is said later is compared with that
+			n.m.End.Grace = new(int64(n.grace() / time.Second))
+		}
 		n.end()
 	} else {
 		n.live()

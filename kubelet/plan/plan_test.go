@@ -361,3 +361,21 @@ func TestARejectedPodHasNothing(t *testing.T) {
 		t.Error("it is not gone")
 	}
 }
+
+// A grace that is said later counts if it is shorter than the pod's own, if nothing else was said before.
+func TestALongerGraceThanThePods(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.slow = []string{"stop a"}
+	for _, c := range []struct {
+		said *int64
+		want int64
+	}{{nil, 30}, {new(int64(90)), 30}, {new(int64(20)), 20}, {nil, 20}, {new(int64(25)), 20}} {
+		m := w.o.Memory.clone()
+		m.Finish(End{Since: w.now, Grace: c.said, Remove: true})
+		w.o.Memory = m
+		w.settle()
+		if got := *w.o.Memory.End.Grace; got != c.want {
+			t.Errorf("the grace is %d, want %d", got, c.want)
+		}
+	}
+}
