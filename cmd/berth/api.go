@@ -47,7 +47,7 @@ func (n *node) openAPI() error {
 		declared: server.NewDeclared(n.self.declared, n.taken, started),
 	}
 	facts := server.NodeFacts{
-		Name: c.NodeName, Version: version, IPs: n.self.spec.IPs, Created: credentials.Since(), Started: started, Capacity: n.self.allocatable, Allocatable: n.self.allocatable,
+		Name: c.NodeName, Version: version, IPs: n.self.spec.IPs, Created: credentials.Since(), Started: started, Capacity: n.self.capacity, Allocatable: n.self.allocatable,
 	}
 	s := server.New(server.Config{
 		NodeName: c.NodeName, Version: version, Kubelet: n.self.kubelet, Objects: n.api.declared, Events: n.self.events,
@@ -176,6 +176,7 @@ func (n *node) configz() map[string]any {
 		"staticPodPath": n.cfg.Manifests, "fileCheckFrequency": metav1.Duration{Duration: n.cfg.ManifestsRescan}, "address": n.portAddress(),
 		"clusterDNS": c.ClusterDNS, "clusterDomain": c.ClusterDomain, "resolvConf": c.ResolvConf, "podLogsDir": c.PodLogsDir,
 		"seccompDefault": c.SeccompDefault, "cgroupRoot": c.CgroupRoot, "cgroupDriver": string(n.cgroups.Driver), "podPidsLimit": c.PodPidsLimit,
+		"kubeReserved": c.KubeReserved, "systemReserved": c.SystemReserved, "evictionHard": c.EvictionHard,
 		"shutdownGracePeriodByPodPriority": shutdownGroups(c), "maxPods": c.MaxPods, "authentication": map[string]any{"anonymous": map[string]any{"enabled": false}}, "readOnlyPort": 0,
 		"crashLoopBackOff":         map[string]any{"maxContainerRestartPeriod": metav1.Duration{Duration: c.CrashLoopBackOff.Max}},
 		"containerRuntimeEndpoint": fmt.Sprintf("unix://%s", n.cfg.CRISocket),

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	gort "runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,6 +17,8 @@ import (
 
 	"github.com/berth-node/berth/cgroups"
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/kubelet/evict"
 	"github.com/berth-node/berth/kubelet/resource"
 )
 
@@ -31,7 +35,7 @@ func resourceNode(host *cgroups.Host, c config.Kubelet) (*resource.Node, error) 
 	}, nil
 }
 
-// capacity is what the machine has: all of it is for pods.
+// capacity is what the machine has.
 func capacity(node *resource.Node, root string, maxPods int) (v1.ResourceList, error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(root, &disk); err != nil {
@@ -51,6 +55,66 @@ func capacity(node *resource.Node, root string, maxPods int) (v1.ResourceList, e
 		all[name] = *apiresource.NewQuantity(bytes, apiresource.BinarySI)
 	}
 	return all, nil
+}
+
+// reservations are what is kept from pods, of the settings kubeReserved and systemReserved together.
+func reservations(c *config.Kubelet) (v1.ResourceList, error) {
+	all := v1.ResourceList{}
+	for setting, list := range map[string]map[string]string{"kubeReserved": c.KubeReserved, "systemReserved": c.SystemReserved} {
+		for _, name := range slices.Sorted(maps.Keys(list)) {
+			fault := func(words string) error {
+				return fmt.Errorf("kubelet.%s: %s: %s: %w", setting, name, words, errdefs.ErrInvalidArgument)
+			}
+			switch v1.ResourceName(name) {
+			case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:
+			default:
+				return nil, fault("there is no such resource to reserve; there are cpu, ephemeral-storage and memory")
+			}
+			amount, err := apiresource.ParseQuantity(list[name])
+			if err != nil || amount.Sign() < 0 {
+				return nil, fault(fmt.Sprintf("want an amount, as 100m or 200Mi, not %q", list[name]))
+			}
+			sum := all[v1.ResourceName(name)]
+			sum.Add(amount)
+			all[v1.ResourceName(name)] = sum
+		}
+	}
+	return all, nil
+}
+
+// forPods is what pods may use of what the machine has, and what of that they may request: not what is left free so that
+// none has to be evicted.
+func forPods(capacity v1.ResourceList, c *config.Kubelet) (usable, allocatable v1.ResourceList, err error) {
+	reserved, err := reservations(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	thresholds, err := evictionRules(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	usable, allocatable = capacity.DeepCopy(), capacity.DeepCopy()
+	for name, amount := range reserved {
+		take(usable, name, amount)
+		take(allocatable, name, amount)
+	}
+	for signal, name := range map[evict.Signal]v1.ResourceName{evict.MemoryAvailable: v1.ResourceMemory, evict.NodeFsAvailable: v1.ResourceEphemeralStorage} {
+		whole := capacity[name]
+		take(allocatable, name, *apiresource.NewQuantity(evict.Reserved(thresholds, signal, whole.Value()), whole.Format))
+	}
+	for name, left := range allocatable {
+		if whole := capacity[name]; left.Sign() < 0 {
+			return nil, nil, fmt.Errorf("kubelet.kubeReserved, systemReserved and evictionHard keep more %s from pods than there is, %s: %w",
+				name, whole.String(), errdefs.ErrInvalidArgument)
+		}
+	}
+	return usable, allocatable, nil
+}
+
+func take(from v1.ResourceList, name v1.ResourceName, amount apiresource.Quantity) {
+	left := from[name]
+	left.Sub(amount)
+	from[name] = left
 }
 
 // hugePages returns the resource that pages of a size are ("2MB" is hugepages-2Mi), and how much of it is set aside.

@@ -28,7 +28,11 @@ func configCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if _, err := evictionRules(&c.Kubelet); err != nil {
+				_, err = evictionRules(&c.Kubelet)
+				if _, bad := reservations(&c.Kubelet); err == nil {
+					err = bad
+				}
+				if err != nil {
 					return fmt.Errorf("%s: %w", args[0], err)
 				}
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), args[0]+": ok")

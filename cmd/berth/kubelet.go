@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/selinux/go-selinux"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -40,9 +41,9 @@ type self struct {
 	guardian *guardian
 	cgroups  *resource.Manager
 	able     podspec.Abilities
-	// allocatable is what all pods together may request.
-	allocatable v1.ResourceList
-	room        *room
+	// capacity is the machine's, allocatable what all pods together may request of it.
+	capacity, allocatable v1.ResourceList
+	room                  *room
 
 	end  context.CancelFunc
 	done chan error // has one value when all has ended
@@ -67,11 +68,15 @@ func (n *node) openSelf() (*self, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.allocatable, err = capacity(facts, n.cfg.RootDir, c.MaxPods); err != nil {
+	if s.capacity, err = capacity(facts, n.cfg.RootDir, c.MaxPods); err != nil {
+		return nil, err
+	}
+	var usable v1.ResourceList
+	if usable, s.allocatable, err = forPods(s.capacity, &c); err != nil {
 		return nil, err
 	}
 	s.room = newRoom(s.allocatable, s.preempt)
-	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, s.allocatable, n.log)
+	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, usable, n.log)
 	for _, pattern := range c.UnsafeSysctls {
 		if err := podspec.CheckSysctlPattern(pattern); err != nil {
 			return nil, fmt.Errorf("kubelet.allowedUnsafeSysctls: %w", err)
@@ -255,7 +260,7 @@ func (n *node) podSpec(s *self, facts *resource.Node) (*podspec.Node, error) {
 	}
 	return &podspec.Node{
 		IPs: ips, LogDir: c.PodLogsDir, LinkDir: c.LogLinks(), DNS: podspec.DNS{Servers: servers, Domain: c.ClusterDomain, ResolvConf: c.ResolvConf},
-		SeccompRoot: c.SeccompDir, SeccompDefault: c.SeccompDefault, RecursiveReadOnly: true,
+		SeccompRoot: c.SeccompDir, SeccompDefault: c.SeccompDefault, SELinux: selinux.GetEnabled(), RecursiveReadOnly: true,
 		Allocatable: s.allocatable, Resources: facts, CgroupParent: s.cgroups.Parent,
 		Warn: func(pod *v1.Pod, reason, message string) {
 			s.events.Eventf(event.About(pod), v1.EventTypeWarning, reason, "%s", message)

@@ -155,9 +155,13 @@ type Kubelet struct {
 	LimitedSwap      bool     `yaml:"limitedSwap"`
 	PodPidsLimit     int      `yaml:"podPidsLimit"`
 	MaxPods          int      `yaml:"maxPods"`
-	UnsafeSysctls    []string `yaml:"allowedUnsafeSysctls"`
-	CredentialConfig string   `yaml:"imageCredentialProviderConfig"`
-	CredentialBinDir string   `yaml:"imageCredentialProviderBinDir"`
+
+	// What of the machine is not for pods, by resource: for the runtime and for the system.
+	KubeReserved     map[string]string `yaml:"kubeReserved"`
+	SystemReserved   map[string]string `yaml:"systemReserved"`
+	UnsafeSysctls    []string          `yaml:"allowedUnsafeSysctls"`
+	CredentialConfig string            `yaml:"imageCredentialProviderConfig"`
+	CredentialBinDir string            `yaml:"imageCredentialProviderBinDir"`
 
 	ShutdownByPriority []ShutdownGrace `yaml:"shutdownGracePeriodByPodPriority"`
 

@@ -69,6 +69,16 @@ type Threshold struct {
 	MinReclaim Amount // once it was met it is over when so much more is available
 }
 
+// Reserved is what hard thresholds keep free of a signal's resource, of which there is so much.
+func Reserved(thresholds []Threshold, signal Signal, capacity int64) int64 {
+	for _, t := range thresholds {
+		if t.Signal == signal && t.Grace == 0 {
+			return t.Least.of(capacity)
+		}
+	}
+	return 0
+}
+
 // Rules are the settings of a KubeletConfiguration by the names there, and their form: a signal, and an amount or a duration.
 type Rules struct {
 	EvictionHard, EvictionSoft, EvictionSoftGracePeriod, EvictionMinimumReclaim map[string]string

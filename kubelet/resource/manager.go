@@ -33,6 +33,8 @@ type Manager struct {
 	mu     sync.Mutex // also guards what is made and removed above the pods
 	pods   map[types.UID]share
 	shares uint64 // of the class Burstable, as written last; 0 if they are to be written
+	// limited says that the cgroup of all pods has the limits of whole: one from before this daemon may have others.
+	limited bool
 }
 
 // share is what a pod counts for in its class.
@@ -116,7 +118,7 @@ func (m *Manager) ensureClass(ctx context.Context, pod *v1.Pod) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pods[pod.UID] = shareOf(pod)
-	if err := m.ensure(ctx, m.tree.Node(), m.wholeLimits()); err != nil {
+	if err := m.ensureNode(ctx); err != nil {
 		return err
 	}
 	switch class := Class(pod); class {
@@ -128,6 +130,37 @@ func (m *Manager) ensureClass(ctx context.Context, pod *v1.Pod) error {
 		}
 		return m.setBurstable(ctx)
 	}
+	return nil
+}
+
+// ensureNode makes the cgroup of all pods. One that is there gets its limits once; a limit below what is in use, which would
+// have the kernel kill, waits for the next pod.
+func (m *Manager) ensureNode(ctx context.Context) error {
+	group, err := m.host.OpenParent(m.tree.Node())
+	if err != nil {
+		return err
+	}
+	if !group.Exists() {
+		m.limited = true
+		return m.ensure(ctx, m.tree.Node(), m.wholeLimits())
+	}
+	if m.limited {
+		return nil
+	}
+	limits := m.wholeLimits()
+	stats, err := group.Stats()
+	if err == nil && limits.Memory != nil && usageOf(stats) >= uint64(*limits.Memory.Limit) {
+		m.log.Warn("all pods together use more memory than they may: their limit stays as it is", "cgroup", m.tree.Node(), "used", usageOf(stats), "limit", *limits.Memory.Limit)
+		return nil
+	}
+	if err == nil {
+		err = group.Set(ctx, limits)
+	}
+	if err != nil {
+		m.log.Warn("limits of all pods", "cgroup", m.tree.Node(), "err", err)
+		return nil
+	}
+	m.limited = true
 	return nil
 }
 

@@ -272,3 +272,28 @@ func TestResize(t *testing.T) {
 		m.want(t, m.Parent(from), map[string]string{"memory": "134217728"})
 	})
 }
+
+// Another daemon may keep more, or less, from all pods together.
+func TestLimitsOfAllPodsFollow(t *testing.T) {
+	eachDriver(t, func(t *testing.T, m *Manager) {
+		ctx := ctxOf(t)
+		pod := uidPod(t, "a-1", one("{requests: {cpu: 250m}}"))
+		if err := m.EnsurePod(ctx, pod); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := m.RemovePod(ctxOf(t), "a-1"); err != nil {
+				t.Error(err)
+			}
+		})
+		m.want(t, m.tree.Node(), map[string]string{"memory": "4294967296"})
+		for whole, want := range map[string]string{"3Gi": "3221225472", "5Gi": "5368709120"} {
+			other := NewManager(m.host, m.tree.Root, m.node, v1.ResourceList{v1.ResourceCPU: resource.MustParse("1"), v1.ResourceMemory: resource.MustParse(whole)}, m.log)
+			other.Adopt(pod)
+			if err := other.EnsurePod(ctx, pod); err != nil {
+				t.Fatal(err)
+			}
+			m.want(t, m.tree.Node(), map[string]string{"memory": want, "shares": m.weight("1024", "100")})
+		}
+	})
+}
