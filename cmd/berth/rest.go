@@ -10,8 +10,9 @@ import (
 	"github.com/berth-node/berth/internal/rest"
 )
 
-// quiet is how long no pod and no container must have changed before memory is given back.
-const quiet = 5 * time.Second
+// quiet is how long no pod and no container must have changed before memory is given back. The next start pays some milliseconds for
+// the pages that come back, so a node on which a pod starts now and then does not rest in between.
+const quiet = 30 * time.Second
 
 // quietGC is how much garbage there may be then, in percent of what is no garbage, in place of Go's 100. The probes of a hundred
 // pods make some, and what it takes to collect it is little. While pods start there is much of it.
