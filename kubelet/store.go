@@ -64,12 +64,18 @@ func (s store) all() ([]*incarnation, error) {
 	}
 	var all []*incarnation
 	for _, e := range entries {
+		// What an earlier daemon was writing when it was killed would keep the folder for ever: see erase.
+		if err := atomicfile.Sweep(filepath.Join(s.dir, e.Name())); err != nil {
+			s.log.Warn("what was half written of a pod's record cannot be removed, ignoring", "uid", e.Name(), "err", err)
+		}
 		p, err := s.read(types.UID(e.Name()))
 		if err != nil {
 			s.log.Error("the record of a pod cannot be read and is set aside", "uid", e.Name(), "err", err)
 		}
 		if p != nil {
 			all = append(all, p)
+		} else {
+			_ = os.Remove(s.podDir(types.UID(e.Name()))) // only if it is empty: a pod that was being erased, or had just begun
 		}
 	}
 	return all, nil
@@ -154,16 +160,14 @@ func (s store) write(p *incarnation, file string, v any) error {
 // and is left alone.
 func (s store) erase(uid types.UID) error {
 	dir := s.podDir(uid)
-	for _, file := range []string{"etc-hosts", stateFile, stateFile + ".damaged", podFile + ".damaged", podFile} {
-		if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
 	if err := os.RemoveAll(filepath.Join(dir, "containers")); err != nil {
 		return err
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	// Without pod.json nobody would come back for the rest.
+	for _, file := range []string{"etc-hosts", stateFile, stateFile + ".damaged", podFile + ".damaged", podFile, ""} {
+		if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -206,6 +207,9 @@ func (w *worker) refuse(r *Refusal) {
 	w.k.mu.Unlock()
 }
 
+// untold are the actions of which no event tells that they failed.
+var untold = []plan.Kind{plan.Stop, plan.RemoveContainer, plan.RemoveSandbox, plan.Teardown, plan.Erase}
+
 // takeIn takes in what was asked, and how what was being done went.
 func (w *worker) takeIn() {
 	w.mu.Lock()
@@ -218,6 +222,9 @@ func (w *worker) takeIn() {
 			continue // another one has taken its place, or the pod has
 		}
 		delete(p.busy, r.op.action.Key())
+		if r.Err != nil && slices.Contains(untold, r.op.action.Kind) {
+			w.log.Warn("an action for a pod failed, trying again", "uid", p.pod.UID, "action", r.op.action.Key(), "err", r.Err)
+		}
 		switch r.op.action.Kind {
 		case plan.Resize:
 			p.freed = true // perhaps

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,22 @@ func Write(path string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// createTemp makes an empty file beside path.
+// Sweep removes from a folder what writers that were killed in the middle of a Write have left in it: whatever is a file and has
+// a name that begins with a dot. Nobody may be writing there. A folder that is not there has nothing of the kind.
+func Sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") && e.Type().IsRegular() {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
+// createTemp makes an empty file beside path. Its name is what Sweep knows it by.
 func createTemp(path string) (temp string, fd int, err error) {
 	prefix := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".")
 	for {

@@ -42,6 +42,31 @@ func TestAFailureLeavesTheOldFileAlone(t *testing.T) {
 	wantOnly(t, dir, "target")
 }
 
+// What a writer leaves that is killed after each of its steps goes, and nothing else does.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "facts.json")
+	if err := Write(path, []byte("whole"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, written := range []string{"", "ha"} {
+		_, fd, err := createTemp(path)
+		if err == nil {
+			err = fill(fd, []byte(written), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	wantOnly(t, dir, "facts.json")
+	if err := Sweep(filepath.Join(dir, "none")); err != nil {
+		t.Errorf("of a folder that is not there: %v", err)
+	}
+}
+
 // wantOnly checks that no temporary file is left.
 func wantOnly(t *testing.T, dir, name string) {
 	t.Helper()

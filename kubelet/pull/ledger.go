@@ -41,7 +41,7 @@ type holder struct {
 }
 
 func openLedger(dir string) (ledger, error) {
-	return ledger{dir, &sync.Mutex{}}, os.MkdirAll(dir, 0o700)
+	return ledger{dir, &sync.Mutex{}}, errors.Join(os.MkdirAll(dir, 0o700), atomicfile.Sweep(dir))
 }
 
 func (l ledger) path(imageID string) string {
