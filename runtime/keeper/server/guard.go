@@ -27,8 +27,12 @@ func (k *Keeper) guard(ctx context.Context) {
 	}
 }
 
-// mend makes anew what is missing of the keeper's files. Called at any time, it changes nothing that is there.
+// mend makes anew what is missing of the keeper's files. Called at any time, it changes nothing that is there. A keeper that ends, which
+// ctx says, puts nothing back: who told it to end may be removing the folder.
 func (k *Keeper) mend(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return nil
+	}
 	for _, dir := range []string{keeper.ContainersDir, keeper.LibcontainerDir} {
 		if err := os.MkdirAll(filepath.Join(k.runDir, dir), 0o711); err != nil {
 			return err

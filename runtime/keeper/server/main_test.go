@@ -217,6 +217,7 @@ func (n *node) end() {
 		time.Sleep(5 * time.Millisecond) // an exit is on its way
 	}
 	<-c.Done()
+	eventually(n.t, "the keeper to be gone", func() bool { return !alive(c.Keeper().Pid) })
 	if log := n.log(); strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic") || strings.Contains(log, "level=ERROR") || n.t.Failed() {
 		n.t.Errorf("the keeper says:\n%s", log)
 	}

@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -419,6 +421,19 @@ func TestShutdown(t *testing.T) {
 	n.c = n.dial()
 	if again := n.exit("c", ""); again.Seq != e.Seq || again.Code != 137 {
 		t.Errorf("the exit came as %+v, then as %+v", e, again)
+	}
+}
+
+// What removes the folder of a keeper that ends does not meet it again.
+func TestAnEndingKeeperPutsNothingBack(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	k := &Keeper{runDir: filepath.Join(t.TempDir(), "removed")}
+	cancel()
+	if err := k.mend(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(k.runDir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the run dir came back: %v", err)
 	}
 }
 
