@@ -18,15 +18,14 @@ import (
 	"github.com/berth-node/berth/runtime"
 )
 
-// A bid is the wish of a pod for other resources than it has. It stays, granted, until the pod is gone.
+// A bid is the wish of a pod for other resources than it has. It stays, granted, until the pod is gone. Who changes one holds
+// both locks, k.admission and k.mu; one of them is enough to look at it.
 type bid struct {
 	w          *worker
 	have, want *v1.Pod
 	since      time.Time
 	granted    bool
 	refusal    *Refusal
-	// withdrawn says that the pod is ending.
-	withdrawn bool
 }
 
 // allocated is the pod with the resources that count as its own.
@@ -167,7 +166,7 @@ func (k *Kubelet) grant(asking *worker) {
 	k.mu.Lock()
 	var open []*bid
 	for _, b := range k.bids {
-		if !b.granted && !b.withdrawn {
+		if !b.granted {
 			open = append(open, b)
 		}
 	}
@@ -204,20 +203,22 @@ func compareBids(a, b *bid) int {
 		a.since.Compare(b.since))
 }
 
-// endBid takes back the bid of a pod that wishes nothing more, or is ending.
+// endBid takes back the bid of a pod that wishes nothing more, or is ending: it counts with what it has, and not with what it
+// was given last and has not taken.
 func (k *Kubelet) endBid(p *incarnation) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	b := k.bids[p.pod.UID]
-	if b == nil || b.granted || b.withdrawn {
+	ended := b == nil || b.want == p.pod
+	k.mu.Unlock()
+	if ended {
 		return
 	}
+	k.admission.Lock()
+	defer k.admission.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	delete(k.deferred, b.w)
-	if p.memory.End != nil {
-		b.withdrawn = true
-	} else {
-		b.have, b.want, b.granted = p.pod, p.pod, true
-	}
+	b.have, b.want, b.granted = p.pod, p.pod, true
 }
 
 // Allocated is a pod, as it is shown, with the resources that it has been given instead of those that it wishes for.

@@ -86,4 +86,9 @@ func TestBids(t *testing.T) {
 	if !slices.Equal(asked, []string{"young"}) || sum(k.others("")...) != 50+300+100+300 {
 		t.Errorf("asked %q, they count as %dm", asked, sum(k.others("")...))
 	}
+	// Who has been given something and wishes it no more, before it took it, counts with what it has.
+	k.endBid(&incarnation{pod: named("young", 0, "100m")})
+	if got := sum(k.others("")...); got != 50+300+100+100 {
+		t.Errorf("they count as %dm", got)
+	}
 }
