@@ -202,6 +202,17 @@ func (k *Kubelet) Reconsider() {
 	}
 }
 
+// wakeWithRoom enters among refused or deferred whether the worker is to be woken by Reconsider.
+func (k *Kubelet) wakeWithRoom(waiting map[*worker]bool, w *worker, wake bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if wake {
+		waiting[w] = true
+	} else {
+		delete(waiting, w)
+	}
+}
+
 // Restart ends a pod in order and begins it anew, with another UID; its declaration stays. With a container it is that
 // container alone that is stopped with its grace and started again, whatever its restart policy.
 func (k *Kubelet) Restart(_ context.Context, namespace, name, container string, grace *int64) error {

@@ -59,18 +59,12 @@ func (w *worker) resize() {
 		w.k.endBid(p)
 		return
 	}
-	refusal := w.k.bid(w, p.pod, p.wanted)
-	w.k.mu.Lock()
-	if refusal != nil {
-		w.k.deferred[w] = true
-	} else {
-		delete(w.k.deferred, w)
-	}
-	w.k.mu.Unlock()
-	if refusal != nil {
+	w.k.wakeWithRoom(w.k.deferred, w, true) // before it asks, as in admit
+	if refusal := w.k.bid(w, p.pod, p.wanted); refusal != nil {
 		w.tell(p.memory.Wait(p.wanted, refusal.Reason, refusal.Message))
 		return
 	}
+	w.k.wakeWithRoom(w.k.deferred, w, false)
 	for _, op := range p.busy { // what has begun goes on with what it has begun with
 		if slices.Contains([]plan.Kind{plan.Prepare, plan.MakeSandbox, plan.Start, plan.Resize}, op.action.Kind) {
 			return

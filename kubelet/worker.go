@@ -175,15 +175,22 @@ func (w *worker) begin() bool {
 	w.k.mu.Lock()
 	w.k.uids[w.pod.pod.UID] = w
 	w.k.mu.Unlock()
-	// One at a time, and seen by the next: two that do not fit beside each other must not both get in.
+	w.admit()
+	return true
+}
+
+// admit lets the pod in or refuses it. One at a time, and seen by the next: two that do not fit beside each other must not both
+// get in.
+func (w *worker) admit() {
 	w.k.admission.Lock()
 	defer w.k.admission.Unlock()
+	w.k.wakeWithRoom(w.k.refused, w, true) // before it asks: what goes meanwhile may be what it lacks
 	if r := w.k.admit(w.pod.pod); r != nil {
 		w.refuse(r)
-	} else {
-		w.publish()
+		return
 	}
-	return true
+	w.k.wakeWithRoom(w.k.refused, w, false)
+	w.publish()
 }
 
 // incarnate makes a pod of what is declared.
@@ -202,9 +209,6 @@ func (k *Kubelet) incarnate(e source.Entry, uid types.UID, at time.Time) *incarn
 func (w *worker) refuse(r *Refusal) {
 	w.pod.memory.Finish(plan.End{Since: w.k.cfg.Now(), Phase: v1.PodFailed, Reason: r.Reason, Message: plan.Rejected + r.Message})
 	w.k.containerEvent(w.pod.pod, "", v1.EventTypeWarning, r.Reason, r.Message)
-	w.k.mu.Lock()
-	w.k.refused[w] = true
-	w.k.mu.Unlock()
 }
 
 // untold are the actions of which no event tells that they failed.
@@ -282,15 +286,9 @@ func (w *worker) compare() {
 		p.become(edited)
 		p.changes++
 		p.memory = p.memory.Hurry()
-	case p.memory.End != nil && p.tornDown && w.isRefused() && w.k.admit(p.pod) == nil:
+	case p.memory.End.ComesBack() && p.tornDown && w.k.admit(p.pod) == nil:
 		p.memory.Finish(plan.End{Since: now, Remove: true})
 	}
-}
-
-func (w *worker) isRefused() bool {
-	w.k.mu.Lock()
-	defer w.k.mu.Unlock()
-	return w.k.refused[w]
 }
 
 func (k *Kubelet) sourcesReady() bool {

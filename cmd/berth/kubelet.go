@@ -236,9 +236,9 @@ func (s *self) waits(name types.NamespacedName) bool {
 // preempt ends a pod for a more important one, in upstream's words.
 func (s *self) preempt(victim *v1.Pod) {
 	const message = "Preempted in order to admit critical pod"
-	s.events.Eventf(event.About(victim), v1.EventTypeWarning, "Preempting", message)
+	s.events.Eventf(event.About(victim), v1.EventTypeWarning, plan.Preempting, message)
 	// One that is not there any more has gone by itself.
-	_ = s.kubelet.Evict(victim.UID, "Preempting", message, "Pod was preempted by Kubelet to accommodate a critical pod.", nil)
+	_ = s.kubelet.Evict(victim.UID, plan.Preempting, message, "Pod was preempted by Kubelet to accommodate a critical pod.", nil)
 }
 
 // appArmorEnabled says whether the kernel has AppArmor switched on.

@@ -283,15 +283,17 @@ type End struct {
 	Disruption string `json:"disruption,omitempty"`
 }
 
-// Evicted is the reason of an end by which the node helped itself; Rejected begins the message of one before the beginning.
+// Evicted is the reason of an end by which the node helped itself, Preempting that of one for a more important pod; Rejected begins
+// the message of one before the beginning.
 const (
-	Evicted  = "Evicted"
-	Rejected = "Pod was rejected: "
+	Evicted    = "Evicted"
+	Preempting = "Preempting"
+	Rejected   = "Pod was rejected: "
 )
 
 // ComesBack reports whether the pod ended only because of the state of the node, and is to run again when that allows it.
 func (e *End) ComesBack() bool {
-	return e != nil && e.Phase == v1.PodFailed && (e.Reason == Evicted || strings.HasPrefix(e.Message, Rejected))
+	return e != nil && e.Phase == v1.PodFailed && (e.Reason == Evicted || e.Reason == Preempting || strings.HasPrefix(e.Message, Rejected))
 }
 
 // An Image is how it stands with a container's image.
