@@ -173,7 +173,7 @@ func TestAResizeThatDoesNotFit(t *testing.T) {
 	if p.UID != before.UID || status(p, "main").ContainerID != status(before, "main").ContainerID {
 		t.Error("it was restarted")
 	}
-	if got := n.podLimit(p, "cpu/cpu.shares", "cpu.weight"); got != "307" && got != "41" {
+	if got := n.podLimit(p, "cpu/cpu.shares", "cpu.weight"); got != "307" && got != "40" {
 		t.Errorf("shares of the pod: %s", got)
 	}
 	// A wish that is taken back is gone.
