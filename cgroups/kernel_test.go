@@ -244,8 +244,20 @@ func TestSubGroup(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if sub.RemoveEmpty() || !sub.Exists() {
+			t.Error("one with a process in it was removed as empty")
+		}
 		if err := sub.Remove(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		if err := sub.Create(); err != nil {
+			t.Fatal(err)
+		}
+		if !sub.RemoveEmpty() || sub.Exists() {
+			t.Error("an empty one was not removed")
+		}
+		if !sub.RemoveEmpty() {
+			t.Error("one that is not there is said to be there")
 		}
 		if sub.Exists() {
 			t.Error("the sub-cgroup is left")

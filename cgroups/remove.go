@@ -56,6 +56,17 @@ func (g *Group) Remove(ctx context.Context) error {
 	}
 }
 
+// RemoveEmpty removes a [Group.Sub] with nothing in it, and reports whether it is gone. Nobody looks into it before: the kernel
+// removes none in which there is a process, or another cgroup.
+func (g *Group) RemoveEmpty() bool {
+	for _, dir := range g.dirs() {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			return false
+		}
+	}
+	return true
+}
+
 func (g *Group) rmdir() error {
 	for _, dir := range g.dirs() {
 		if err := removeTree(dir); err != nil {

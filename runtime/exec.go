@@ -181,6 +181,9 @@ func (x *execution) done() {
 	if x.console != nil {
 		x.console.Close()
 	}
+	if x.group.RemoveEmpty() {
+		return // nearly always
+	}
 	if pids, err := x.group.Pids(); err == nil && len(pids) > 0 {
 		// The mark is for the next daemon, which kills what was cut off.
 		if err := os.WriteFile(x.r.paths.leftBehind(x.c.id(), x.id), nil, 0o600); err != nil {
