@@ -2,6 +2,7 @@ package plan
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -260,6 +261,38 @@ func TestUnknownContainersAreKilledFirst(t *testing.T) {
 	w.slow, w.log = []string{"stop a"}, nil
 	w.change("a", func(c *Container) { c.State = Unknown }).said("(Killing Container is in \"unknown\" state, try killing it before restart)\nstop a0")
 	w.finish("stop a0").said("pull a\nstart a #1")
+}
+
+// It is shown as upstream does, and stays so until another one has begun. In a pod that never restarts there is none.
+func TestUnknownContainersAreShownAsFailed(t *testing.T) {
+	for policy, want := range map[v1.RestartPolicy]string{
+		v1.RestartPolicyAlways: "(Killing Container is in \"unknown\" state, try killing it before restart)\nstop a0",
+		v1.RestartPolicyNever:  "(Killing Stopping container a)\nstop a0",
+	} {
+		t.Run(string(policy), func(t *testing.T) {
+			p := pod(container("a"))
+			p.Spec.RestartPolicy = policy
+			w := newWorld(t, p).settle()
+			w.slow, w.log = []string{"stop a"}, nil
+			w.change("a", func(c *Container) { c.State = Unknown }).said(want)
+			unknown := "Running; a ContainerStatusUnknown 137 #1; not Ready ContainersReady"
+			if policy == v1.RestartPolicyNever {
+				unknown = strings.Replace(unknown, "Running", "Failed", 1)
+			}
+			w.shows(unknown)
+			w.settle().shows(unknown)
+			if got := w.last.Status.ContainerStatuses[0].State.Terminated.Message; got != "The container could not be located when the pod was terminated" {
+				t.Errorf("it says %q", got)
+			}
+			// Whoever kills it removes it.
+			w.happen(Action{Kind: RemoveContainer, ID: "a0"})
+			if policy == v1.RestartPolicyNever {
+				w.finish("stop a0").said("stop sandbox s0\ntear down").shows("Failed; a ContainerStatusUnknown 137 #1; not PodReadyToStartContainers Ready ContainersReady")
+				return
+			}
+			w.finish("stop a0").said("pull a\nstart a #-1").shows("Running; a running ready #1")
+		})
+	}
 }
 
 func TestReboot(t *testing.T) {

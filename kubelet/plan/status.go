@@ -137,6 +137,9 @@ func (n *next) containerStatus(c *v1.Container, old *v1.ContainerStatus, init bo
 		n.missing(c, &s, old, init)
 	} else {
 		n.convert(c, &s, &attempts[0])
+		if attempts[0].State == Unknown {
+			lostSight(&s, old)
+		}
 		if len(attempts) > 1 {
 			before := v1.ContainerStatus{}
 			n.convert(c, &before, &attempts[1])
@@ -193,6 +196,19 @@ func (n *next) convert(c *v1.Container, s *v1.ContainerStatus, a *Container) {
 		}
 	default:
 		s.State.Waiting = &v1.ContainerStateWaiting{}
+	}
+}
+
+// lostSight shows a container that ran, and of which nobody knows any more whether it does, as one that has failed: it is not to
+// run twice in a pod that never restarts.
+func lostSight(s, old *v1.ContainerStatus) {
+	switch {
+	case old == nil:
+	case old.State.Running != nil:
+		s.State = lost()
+		s.RestartCount = old.RestartCount + 1
+	case old.State.Terminated != nil && old.ContainerID == s.ContainerID:
+		s.State = old.State
 	}
 }
 
@@ -291,14 +307,18 @@ func volumeMounts(c *v1.Container) []v1.VolumeMountStatus {
 	return all
 }
 
-// settle gives containers that have not ended as far as anybody knows, though the pod has, an end.
-func (n *next) settle(s *v1.PodStatus) {
-	lost := v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
+// lost is the state of a container whose end nobody has seen.
+func lost() v1.ContainerState {
+	return v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
 		Reason: reasonUnknown, Message: "The container could not be located when the pod was terminated", ExitCode: codeUnknown,
 	}}
+}
+
+// settle gives containers that have not ended as far as anybody knows, though the pod has, an end.
+func (n *next) settle(s *v1.PodStatus) {
 	if n.initialized(s) {
 		for i := range s.ContainerStatuses {
-			end(&s.ContainerStatuses[i], lost)
+			end(&s.ContainerStatuses[i])
 		}
 	}
 	through := -1
@@ -308,13 +328,13 @@ func (n *next) settle(s *v1.PodStatus) {
 		}
 	}
 	for i := range through + 1 {
-		end(&s.InitContainerStatuses[i], lost)
+		end(&s.InitContainerStatuses[i])
 	}
 }
 
-func end(s *v1.ContainerStatus, lost v1.ContainerState) {
+func end(s *v1.ContainerStatus) {
 	if s.State.Terminated == nil {
-		s.State = lost
+		s.State = lost()
 	}
 }
 
