@@ -37,7 +37,7 @@ type Config struct {
 	Dir string
 	// NodeName is the name of the node in pods and events.
 	NodeName string
-	Runtime  *runtime.Runtime
+	Runtime  Runtime
 	// Source is what is declared. Its Run is the caller's.
 	Source *source.Store
 	// Spec says what a container is told of the node.
@@ -143,8 +143,10 @@ func (k *Kubelet) pod(namespace, name string) (*v1.Pod, error) {
 	if p, ok := k.pods.Get(namespace, name); ok {
 		return p, nil
 	}
-	return nil, fmt.Errorf("pods %q not found: %w", name, errdefs.ErrNotFound)
+	return nil, notFound(name)
 }
+
+func notFound(pod string) error { return fmt.Errorf("pods %q not found: %w", pod, errdefs.ErrNotFound) }
 
 // DeleteOptions say how a pod is to go.
 type DeleteOptions struct {
@@ -164,13 +166,20 @@ func (k *Kubelet) DeletePod(_ context.Context, namespace, name string, o DeleteO
 	if o.UID != "" && o.UID != pod.UID {
 		return nil, fmt.Errorf("the UID in the precondition (%s) does not match the UID in record (%s): %w", o.UID, pod.UID, errdefs.ErrFailedPrecondition)
 	}
+	w := k.workerOf(pod.UID)
+	if w == nil {
+		return nil, notFound(name)
+	}
+	w.word.Lock()
+	defer w.word.Unlock()
 	key := manifest.Key{Kind: manifest.Pod, Namespace: namespace, Name: name}
 	if e, ok := k.cfg.Source.Get(key); ok && e.Origin.File == "" {
 		if err := k.cfg.Source.Delete(key); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			return nil, err
 		}
 	}
-	return pod, k.ask(pod, func(m *plan.Memory, now time.Time) { m.Finish(plan.End{Since: now, Grace: o.Grace, Remove: true}) })
+	w.request(pod.UID, func(m *plan.Memory, now time.Time) { m.Finish(plan.End{Since: now, Grace: o.Grace, Remove: true}) })
+	return pod, nil
 }
 
 // Evict ends a pod with the phase Failed. It stays to be seen so until it may run again.
@@ -235,14 +244,19 @@ func (k *Kubelet) Restart(_ context.Context, namespace, name, container string, 
 
 // ask has the worker of a pod change what it remembers.
 func (k *Kubelet) ask(pod *v1.Pod, change func(*plan.Memory, time.Time)) error {
-	k.mu.Lock()
-	w := k.uids[pod.UID]
-	k.mu.Unlock()
+	w := k.workerOf(pod.UID)
 	if w == nil {
-		return fmt.Errorf("pods %q not found: %w", pod.Name, errdefs.ErrNotFound)
+		return notFound(pod.Name)
 	}
 	w.request(pod.UID, change)
 	return nil
+}
+
+// workerOf is the worker that looks after a pod, nil if the pod is gone.
+func (k *Kubelet) workerOf(uid types.UID) *worker {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.uids[uid]
 }
 
 // ContainerID is the runtime's ID of a pod's container, of whatever kind, or of its predecessor: for logs, exec and attach.

@@ -119,10 +119,7 @@ func (k *Kubelet) objectChanged(key manifest.Key) {
 		if p.Namespace != key.Namespace || !uses(&p.Spec, key) {
 			continue
 		}
-		k.mu.Lock()
-		w := k.uids[p.UID]
-		k.mu.Unlock()
-		if w != nil {
+		if w := k.workerOf(p.UID); w != nil {
 			w.request(p.UID, nil)
 		}
 	}
@@ -145,7 +142,7 @@ func (k *Kubelet) wakeUID(uid types.UID) {
 }
 
 // follow wakes workers by what happens to their containers.
-func (k *Kubelet) follow(ctx context.Context, events *runtime.Subscription) {
+func (k *Kubelet) follow(ctx context.Context, events Events) {
 	defer func() { events.Close() }()
 	pods := map[string]types.UID{} // by sandbox, since the last event of one does not say whose it was
 	for {

@@ -56,6 +56,9 @@ type worker struct {
 	log  *slog.Logger
 	wake chan struct{} // capacity 1
 
+	// word is held by who takes back a declaration and says how the pod is to end: the worker hears of both or of neither.
+	word sync.Mutex
+
 	mu      sync.Mutex
 	asked   []request
 	results []result
@@ -130,8 +133,7 @@ func (w *worker) step(ctx context.Context) (again time.Time, idle bool) {
 		if w.pod == nil && !w.begin() {
 			return time.Time{}, true
 		}
-		w.takeIn()
-		w.compare()
+		w.hear()
 		w.resize()
 		p := w.pod
 		next := plan.Next(p.pod, w.observe(), w.k.cfg.Now())
@@ -209,6 +211,14 @@ func (k *Kubelet) incarnate(e source.Entry, uid types.UID, at time.Time) *incarn
 func (w *worker) refuse(r *Refusal) {
 	w.pod.memory.Finish(plan.End{Since: w.k.cfg.Now(), Phase: v1.PodFailed, Reason: r.Reason, Message: plan.Rejected + r.Message})
 	w.k.containerEvent(w.pod.pod, "", v1.EventTypeWarning, r.Reason, r.Message)
+}
+
+// hear takes in what has become known since the last time.
+func (w *worker) hear() {
+	w.word.Lock()
+	defer w.word.Unlock()
+	w.takeIn()
+	w.compare()
 }
 
 // untold are the actions of which no event tells that they failed.

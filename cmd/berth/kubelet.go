@@ -102,7 +102,7 @@ func (n *node) openSelf() (*self, error) {
 		Node: s.spec, HostPaths: n.hostPaths(), Log: n.log,
 	})
 	s.kubelet, err = kubelet.New(kubelet.Config{
-		Dir: dir, NodeName: c.NodeName, Runtime: n.runtime, Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
+		Dir: dir, NodeName: c.NodeName, Runtime: kubelet.On(n.runtime), Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
 		Cgroups: s.cgroups, Admit: s.admit, Resize: s.resize, Users: users, Events: s.events,
 		Limits: plan.Limits{
 			Backoff: c.CrashLoopBackOff.Initial, MaxBackoff: c.CrashLoopBackOff.Max,

@@ -1,0 +1,650 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+
+	"github.com/berth-node/berth/kubelet/manifest"
+	"github.com/berth-node/berth/kubelet/pull"
+	"github.com/berth-node/berth/kubelet/source"
+	"github.com/berth-node/berth/kubelet/volume"
+	"github.com/berth-node/berth/runtime"
+)
+
+// A daemon runs pods on a machine, in a bubble with a clock of its own: it is the real thing from what is declared to the calls of the
+// runtime.
+type daemon struct {
+	*machine
+	t        *testing.T
+	dir      string
+	declared *source.Store
+	k        *Kubelet
+	stop     func()
+	uids     map[string]bool
+}
+
+// inBubble runs a test with a daemon.
+func inBubble(t *testing.T, test func(d *daemon)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		d := &daemon{t: t, dir: dir, machine: newMachine(filepath.Join(dir, "logs"))}
+		d.begin()
+		t.Cleanup(func() { d.stop() })
+		test(d)
+		if len(d.twice) > 0 {
+			t.Errorf("two copies of %v ran at once", d.twice)
+		}
+	})
+}
+
+// begin starts a daemon.
+func (d *daemon) begin() {
+	d.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	declared, err := source.Open(source.Config{Dir: filepath.Join(d.dir, "objects"), Log: log})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	images, err := pull.New(pull.Config{
+		Get: d.getImage, Pull: d.pullImage, Dir: filepath.Join(d.dir, "pulls"), Now: time.Now,
+		Event: func(pod *v1.Pod, _ *v1.Container, typ, reason, message string) {
+			d.Eventf(&v1.ObjectReference{UID: pod.UID}, typ, reason, "%s", message)
+		},
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	spec := d.specOf()
+	k, err := New(Config{
+		Dir: d.dir, NodeName: "self", Runtime: d.machine, Source: declared, Spec: spec, Images: images,
+		Volumes: volume.New(volume.Config{PodsDir: filepath.Join(d.dir, "pods"), MemoryDir: filepath.Join(d.dir, "memory"), ClaimsDir: filepath.Join(d.dir, "claims"), Node: spec, Log: log}),
+		Cgroups: noCgroups{d.machine}, Users: noUsers{}, Events: d.machine, Log: log,
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.k, d.declared = k, declared
+	ctx, cancel := context.WithCancel(d.t.Context())
+	ended := make(chan error)
+	go func() { ended <- k.Run(ctx) }()
+	d.stop = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			d.t.Error(err)
+		}
+	}
+	synctest.Wait()
+}
+
+// restart replaces the daemon. What it was doing has no end, or one that it does not hear of.
+func (d *daemon) restart() {
+	d.t.Helper()
+	d.stop()
+	d.note("-- another daemon")
+	d.begin()
+}
+
+// apply declares pods.
+func (d *daemon) apply(text string) {
+	d.t.Helper()
+	objects, err := manifest.Decode("pod.yaml", []byte(text))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if _, err := d.declared.Apply(objects); err != nil {
+		d.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+func (d *daemon) delete(grace int64) {
+	d.t.Helper()
+	d.note("-- deleted")
+	if _, err := d.k.DeletePod(d.t.Context(), "default", "p", DeleteOptions{Grace: &grace}); err != nil {
+		d.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// after lets time go by.
+func (d *daemon) after(seconds float64) {
+	time.Sleep(time.Duration(seconds * float64(time.Second)))
+	synctest.Wait()
+}
+
+// exit ends a container that runs.
+func (d *daemon) exit(container string, code int32) {
+	d.t.Helper()
+	d.note("-- %s exits with %d", container, code)
+	d.change(container, func(c *fakeContainer) { d.end(c, code) })
+}
+
+func (d *daemon) change(container string, f func(*fakeContainer)) {
+	d.t.Helper()
+	d.mu.Lock()
+	found := false
+	for _, c := range d.containers {
+		if name(c) == container && c.State == runtime.Running {
+			f(c)
+			found = true
+		}
+	}
+	d.mu.Unlock()
+	synctest.Wait()
+	if !found {
+		d.t.Fatalf("%s does not run:\n%s", container, d.transcript())
+	}
+}
+
+// transcript is what happened since the last time: a line for each moment.
+func (d *daemon) transcript() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var lines []string
+	for _, at := range slices.Sorted(maps.Keys(d.said)) {
+		slices.Sort(d.said[at])
+		lines = append(lines, fmt.Sprintf("%s: %s", at, strings.Join(d.said[at], "; ")))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (d *daemon) happened(want string) {
+	d.t.Helper()
+	lines := strings.Split(strings.TrimSpace(want), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	if got := d.transcript(); got != strings.Join(lines, "\n") {
+		d.t.Errorf("what happened:\n%s\n\nwanted:\n%s", got, strings.Join(lines, "\n"))
+	}
+	clear(d.said)
+}
+
+func withoutUID(text, uid string) string { return strings.ReplaceAll(text, uid, "uid") }
+
+// shows compares the status of pod p: the phase, whether it is ready, then each container.
+func (d *daemon) shows(want string) {
+	d.t.Helper()
+	p, ok := d.k.pods.Get("default", "p")
+	if !ok {
+		if want != "" {
+			d.t.Errorf("there is no pod; wanted %s", want)
+		}
+		return
+	}
+	all := []string{string(p.Status.Phase)}
+	for _, c := range p.Status.Conditions {
+		if c.Type == v1.PodReady && c.Status == v1.ConditionTrue {
+			all[0] += " ready"
+		}
+	}
+	for _, cs := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		text := cs.Name
+		switch s := cs.State; {
+		case s.Running != nil:
+			text += " running"
+		case s.Terminated != nil:
+			text += fmt.Sprintf(" %s %d", s.Terminated.Reason, s.Terminated.ExitCode)
+		case s.Waiting != nil:
+			text += " " + s.Waiting.Reason
+		}
+		if cs.RestartCount > 0 {
+			text += fmt.Sprintf(" #%d", cs.RestartCount)
+		}
+		all = append(all, text)
+	}
+	if got := strings.Join(all, "; "); got != want {
+		d.t.Errorf("the status is\n%s\nwanted\n%s", got, want)
+	}
+}
+
+// isGone looks for what is left of pods: of the machine, and of what the daemon keeps.
+func (d *daemon) isGone() {
+	d.t.Helper()
+	d.shows("")
+	if len(d.sandboxes) > 0 || len(d.containers) > 0 {
+		d.t.Errorf("%d sandboxes and %d containers are left", len(d.sandboxes), len(d.containers))
+	}
+	for _, dir := range []string{filepath.Join(d.dir, "pods"), d.logs} {
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			d.t.Errorf("%s: %v, %v", dir, entries, err)
+		}
+	}
+	d.k.mu.Lock()
+	defer d.k.mu.Unlock()
+	if len(d.k.workers) > 0 || len(d.k.uids) > 0 {
+		d.t.Errorf("%d workers are left, %d UIDs", len(d.k.workers), len(d.k.uids))
+	}
+}
+
+const onePod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  containers:
+  - {name: a, image: "a:1"}
+`
+
+func TestALife(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		d.happened(`
+			0s: make cgroup
+			1s: pull a:1; run sandbox #0
+			3s: create a #0
+			4s: start a #0`)
+		d.shows("Running ready; a running")
+		d.exit("a", 1)
+		d.after(10)
+		d.exit("a", 0)
+		d.after(5)
+		d.shows("Running; a CrashLoopBackOff #1")
+		d.after(15)
+		d.happened(`
+			10s: -- a exits with 1; create a #1
+			11s: start a #1
+			20s: (BackOff Back-off restarting failed container a in pod p_default(uid)); -- a exits with 0
+			30s: create a #2
+			31s: remove a #0; start a #2`)
+		d.delete(30)
+		d.shows("Running ready; a running #2")
+		d.after(10)
+		d.happened(`
+			40s: (Killing Stopping container a); -- deleted; stop a in 30s
+			41s: stop sandbox
+			42s: remove cgroup
+			43s: remove sandbox`)
+		d.isGone()
+	})
+}
+
+const (
+	initAndSidecar = `
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  terminationGracePeriodSeconds: 20
+  initContainers:
+  - {name: s, image: "s:1", restartPolicy: Always}
+  - {name: i, image: "i:1"}
+  containers:
+  - {name: a, image: "a:1", lifecycle: {preStop: {exec: {command: [bye]}}}}
+`
+)
+
+func TestALifeWithInitContainers(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(initAndSidecar)
+		d.after(10)
+		d.shows("Pending; s running; i running; a PodInitializing")
+		d.exit("i", 0)
+		d.after(10)
+		d.shows("Running ready; s running; i Completed 0; a running")
+		d.exit("s", 3)
+		d.after(10)
+		d.happened(`
+			0s: make cgroup
+			1s: pull a:1; pull i:1; pull s:1; run sandbox #0
+			3s: create s #0
+			4s: start s #0
+			5s: create i #0
+			6s: start i #0
+			10s: -- i exits with 0; create a #0
+			11s: start a #0
+			20s: -- s exits with 3; create s #1
+			21s: start s #1`)
+		d.hooks["bye"] = func(ctx context.Context) (int32, error) {
+			return 0, d.call(ctx, 5*time.Second, "hook")
+		}
+		d.deaf["s"] = true
+		d.delete(12)
+		d.after(20)
+		d.happened(`
+			30s: (Killing Stopping container a); (Killing Stopping container s); -- deleted; hook
+			35s: stop a in 7s
+			36s: stop s in 6s
+			42s: stop sandbox
+			43s: remove cgroup
+			44s: remove sandbox`)
+		d.isGone()
+	})
+}
+
+// An edit that changes the pod makes another one, when nothing is left of the one before; only the last of several begins. One that
+// comes while its pod ends is for the next.
+func TestLivesOneAfterTheOther(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		edited := func(n int) string {
+			return strings.Replace(onePod, `"a:1"`, fmt.Sprintf(`"a:%d", command: [c%d]`, n, n), 1)
+		}
+		d.apply(edited(1))
+		d.after(10)
+		clear(d.said)
+		d.deaf["a"] = true
+		d.apply(edited(2))
+		d.after(1)
+		d.apply(edited(3))
+		d.after(60)
+		d.happened(`
+			10s: (Killing Stopping container a); stop a in 30s
+			40s: stop sandbox
+			41s: remove cgroup
+			42s: remove sandbox
+			43s: make cgroup
+			44s: pull a:3; run sandbox #0
+			46s: create a #0
+			47s: start a #0`)
+		d.shows("Running ready; a running")
+		// What can be changed in place is.
+		d.deaf["a"] = false
+		d.apply(strings.Replace(edited(3), "a:3", "a:4", 1))
+		d.after(10)
+		d.happened(`
+			1m11s: (Killing Container a definition changed, will be restarted); stop a in 30s
+			1m12s: pull a:4
+			1m13s: create a #1
+			1m14s: start a #1`)
+		d.shows("Running ready; a running #1")
+	})
+}
+
+// A pod that is declared again while it ends begins anew at its end, and a shorter grace ends the wait.
+func TestDeletedAndDeclaredAgain(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.deaf["a"] = true
+		d.apply(onePod)
+		d.after(10)
+		clear(d.said)
+		d.delete(600)
+		d.apply(onePod)
+		d.after(5)
+		if _, err := d.k.DeletePod(d.t.Context(), "default", "p", DeleteOptions{Grace: new(int64(3))}); err != nil {
+			t.Fatal(err)
+		}
+		d.apply(onePod)
+		d.after(20)
+		d.happened(`
+			10s: (Killing Stopping container a); -- deleted; stop a in 10m0s
+			15s: stop a in 3s
+			18s: stop sandbox
+			19s: remove cgroup
+			20s: remove sandbox
+			21s: make cgroup
+			22s: run sandbox #0
+			24s: create a #0
+			25s: start a #0`)
+		d.shows("Running ready; a running")
+	})
+}
+
+// Whatever does not succeed is tried again, later each time, and the pod gets where it should be.
+func TestWhatFailsIsTriedAgain(t *testing.T) {
+	for call, want := range map[string]string{
+		"make cgroup":    "0s 1.5s 3.5s 6.5s",
+		"pull a:1":       "1s 12s 33s 1m14s",
+		"run sandbox #0": "1s 3.5s 6.5s 10.5s",
+		"create a #0":    "3s 14s 25s 36s",
+		"start a #0":     "4s 16s 28s 40s",
+		"stop a":         "2m0s 2m0.5s 2m1.5s 2m3.5s",
+		"stop sandbox":   "2m1s 2m2.5s 2m4.5s 2m7.5s",
+		"remove cgroup":  "2m2s 2m3.5s 2m5.5s 2m8.5s",
+		"remove sandbox": "2m3s 2m4.5s 2m6.5s 2m9.5s",
+	} {
+		t.Run(call, func(t *testing.T) {
+			inBubble(t, func(d *daemon) {
+				d.refuse(call, 3)
+				d.apply(onePod)
+				d.after(120)
+				d.shows("Running ready; a running")
+				d.delete(5)
+				d.after(60)
+				var at []string
+				for line := range strings.Lines(d.transcript()) {
+					if when, what, _ := strings.Cut(strings.TrimSpace(line), ": "); slices.ContainsFunc(strings.Split(what, "; "), func(what string) bool { return kindOf(what) == call }) {
+						at = append(at, when)
+					}
+				}
+				if got := strings.Join(at, " "); got != want {
+					t.Errorf("it was tried at %s, want %s\n%s", got, want, d.transcript())
+				}
+				d.isGone()
+			})
+		})
+	}
+}
+
+// A fault in what is done for one pod is that of the action alone, which is tried again.
+func TestAPanicIsAFailure(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.fail["run sandbox #0"] = &failure{1, func() error { panic("a fault of ours") }}
+		d.apply(onePod)
+		d.after(10)
+		d.shows("Running ready; a running")
+	})
+}
+
+// Events that were missed are made up for by looking.
+func TestMissedEvents(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		clear(d.said)
+		d.mu.Lock()
+		for e := range d.subs {
+			e.lose = true
+		}
+		d.mu.Unlock()
+		d.exit("a", 1)
+		d.after(10)
+		d.exit("a", 1) // which it hears of
+		d.after(15)
+		d.happened(`
+			10s: -- a exits with 1; create a #1
+			11s: start a #1
+			20s: (BackOff Back-off restarting failed container a in pod p_default(uid)); -- a exits with 1
+			30s: create a #2
+			31s: remove a #0; start a #2`)
+	})
+}
+
+// A container of which nobody knows whether it runs is killed, with whatever is in its cgroup, before another one begins.
+func TestAnUnknownContainer(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		clear(d.said)
+		d.change("a", func(c *fakeContainer) {
+			c.State = runtime.Unknown
+			d.tell(c.SandboxID, runtime.EventStopped)
+		})
+		d.shows("Running; a ContainerStatusUnknown 137 #1")
+		d.after(10)
+		d.happened(`
+			10s: (Killing Container is in "unknown" state, try killing it before restart); remove a #0
+			11s: create a #1
+			12s: start a #1`)
+		d.shows("Running ready; a running #1")
+		p, _ := d.k.pods.Get("default", "p")
+		if last := p.Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.Reason != "ContainerStatusUnknown" {
+			d.t.Errorf("its last state is %+v", last)
+		}
+	})
+}
+
+// A restart of the daemon neither ends nor changes anything: no pod becomes unready, no container begins anew. What ended meanwhile is
+// not taken for ready because its predecessor was.
+func TestReadinessOutlivesTheDaemon(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(strings.Replace(onePod, `"a:1"`, `"a:1", readinessProbe: {periodSeconds: 5, exec: {command: [ready]}}`, 1))
+		d.after(20)
+		d.shows("Running ready; a running")
+		clear(d.said)
+		before, _ := d.k.pods.Get("default", "p")
+		d.hooks["ready"] = func(ctx context.Context) (int32, error) { return 0, d.call(ctx, 3*time.Second, "probe") }
+		d.restart()
+		d.after(2)
+		d.shows("Running ready; a running")
+		if after, _ := d.k.pods.Get("default", "p"); after.UID != before.UID || !equality.Semantic.DeepEqual(after.Status, before.Status) {
+			t.Errorf("it was shown as %+v, and is shown as %+v", before.Status, after.Status)
+		}
+		d.stop()
+		d.exit("a", 1)
+		d.hooks["ready"] = func(context.Context) (int32, error) { return 1, nil }
+		d.begin()
+		d.after(10)
+		d.shows("Running; a running #1")
+	})
+}
+
+// What a daemon waits for, the next one goes on waiting for: a back-off, and a grace.
+func TestTheNextDaemonWaitsOn(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		d.exit("a", 1)
+		d.after(10)
+		d.exit("a", 1)
+		d.after(5)
+		clear(d.said)
+		d.restart()
+		d.after(15)
+		d.deaf["a"] = true
+		d.delete(60)
+		d.after(20)
+		d.restart()
+		d.after(60)
+		d.happened(`
+			25s: -- another daemon; make cgroup
+			30s: create a #2
+			31s: remove a #0; start a #2
+			40s: (Killing Stopping container a); -- deleted; stop a in 1m0s
+			1m0s: -- another daemon; stop a in 40s
+			1m40s: stop sandbox
+			1m41s: remove cgroup
+			1m42s: remove sandbox`)
+		d.isGone()
+	})
+}
+
+// A drain ends the pods, and none begins; the next daemon begins them.
+func TestDrain(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		critical := strings.NewReplacer("name: p", "name: critical", "name: a", "name: c", "spec:", "spec:\n  priorityClassName: system-node-critical").Replace(onePod)
+		d.deaf["a"] = true
+		d.apply(onePod + "---" + critical)
+		d.after(10)
+		clear(d.said)
+		var gone []string
+		drained := make(chan error)
+		go func() {
+			drained <- d.k.Drain(d.t.Context(), 8*time.Second, func(text string) { gone = append(gone, text) })
+		}()
+		d.after(1)
+		d.apply(strings.Replace(onePod, "name: p", "name: late", 1))
+		d.after(20)
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		if fmt.Sprint(gone) != "[removed pod default/p removed pod default/critical]" {
+			t.Error(gone)
+		}
+		d.happened(`
+			10s: (Killing Stopping container a); stop a in 8s
+			18s: stop sandbox
+			19s: remove cgroup
+			20s: remove sandbox
+			21s: (Killing Stopping container c); stop c in 8s
+			22s: stop sandbox
+			23s: remove cgroup
+			24s: remove sandbox`)
+		d.isGone()
+		d.deaf["a"] = false
+		d.restart()
+		d.after(10)
+		d.shows("Running ready; a running")
+		if all, _ := d.k.pods.List(); len(all) != 3 {
+			t.Errorf("%d pods", len(all))
+		}
+	})
+}
+
+// until lets time go by until ok, and replaces the daemon when it is time for that.
+func (d *daemon) until(what string, cut time.Duration, ok func() bool) {
+	d.t.Helper()
+	for range 600 {
+		d.after(0.5)
+		if time.Since(d.began) == cut {
+			d.restart()
+		}
+		if ok() {
+			return
+		}
+	}
+	d.t.Fatalf("never: %s\n%s", what, d.transcript())
+}
+
+func (d *daemon) runs(container string, attempt uint32) func() bool {
+	return func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, c := range d.containers {
+			if name(c) == container && c.State == runtime.Running && c.Config.Metadata.Attempt == attempt {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// A daemon that is replaced at any moment of a pod's life, in the middle of a call or after it, whose outcome it has heard of or has
+// not, changes nothing of that life.
+func TestAnotherDaemonAtAnyMoment(t *testing.T) {
+	for _, finishes := range []bool{false, true} {
+		for half := range 60 {
+			cut := time.Duration(half) * time.Second / 2
+			if finishes && half%2 == 0 {
+				continue // at these moments no call is under way
+			}
+			t.Run(fmt.Sprintf("%s, calls that go on: %v", cut, finishes), func(t *testing.T) {
+				inBubble(t, func(d *daemon) {
+					d.finishes = finishes
+					d.apply(initAndSidecar)
+					d.until("the init container runs", cut, d.runs("i", 0))
+					d.exit("i", 0)
+					d.until("the main container runs", cut, d.runs("a", 0))
+					d.exit("a", 1)
+					d.until("it runs again", cut, d.runs("a", 1))
+					d.exit("a", 2)
+					d.until("and again", cut, d.runs("a", 2))
+					d.until("it is shown", cut, func() bool {
+						p, _ := d.k.pods.Get("default", "p")
+						return p != nil && p.Status.ContainerStatuses[0].State.Running != nil
+					})
+					d.shows("Running ready; s running; i Completed 0; a running #2")
+					d.delete(5)
+					d.until("it is gone", cut, func() bool {
+						_, there := d.k.pods.Get("default", "p")
+						return !there && len(d.sandboxes) == 0
+					})
+					d.isGone()
+				})
+			})
+		}
+	}
+}
