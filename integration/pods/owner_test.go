@@ -3,6 +3,7 @@
 package pods
 
 import (
+	"fmt"
 	"os/exec"
 	"regexp"
 	"testing"
@@ -45,7 +46,7 @@ func TestAKubeletHasNoPlaceBesideTheNodesOwnPods(t *testing.T) {
 }
 
 func TestManifestsAreRefusedBesideAKubelet(t *testing.T) {
-	n := harness.StartNode(t, harness.Options{HostsDir: hostsDir})
+	n := harness.StartNode(t, harness.Options{HostsDir: hostsDir, Config: fmt.Sprintf("kubelet: {podLogsDir: %s}\n", t.TempDir())})
 	theirs := n.RunPod(t, "theirs", func(c *cri.PodSandboxConfig) { c.Labels["io.kubernetes.pod.uid"] = c.Metadata.Uid })
 	berth := (&node{Node: n, t: t}).berth()
 	for _, args := range [][]string{{"apply", "-f", "-"}, {"apply", "-f", "-", "--dry-run=server"}} {
