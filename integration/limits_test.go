@@ -99,10 +99,10 @@ func withResources(r *cri.LinuxContainerResources) func(*cri.ContainerConfig) {
 	return func(c *cri.ContainerConfig) { c.Linux.Resources = r }
 }
 
-// A busy container meets the end of its share, in each period in which the machine lets it have that much.
+// A busy container meets the end of its share, which is so small that the busiest machine lets it have that much.
 func TestCPULimitBinds(t *testing.T) {
 	pod := sharedNode(t).RunPod(t, "cpu-limit")
-	busy := pod.Sh(t, "busy", "while :; do :; done", withResources(&cri.LinuxContainerResources{CpuQuota: 20000, CpuPeriod: 100000}))
+	busy := pod.Sh(t, "busy", "while :; do :; done", withResources(&cri.LinuxContainerResources{CpuQuota: 2000, CpuPeriod: 100000}))
 	counts := func() map[string]float64 {
 		got := map[string]float64{}
 		for line := range strings.Lines(ownLimit(t, busy, "cpu.stat", "cpu/cpu.stat")) {
@@ -122,19 +122,14 @@ func TestCPULimitBinds(t *testing.T) {
 		return time.Duration(ns)
 	}
 	began, usedBefore, before := time.Now(), used(), counts()["nr_throttled"]
-	for {
-		time.Sleep(100 * time.Millisecond)
-		held, share := counts()["nr_throttled"]-before, float64(used()-usedBefore)/float64(time.Since(began))
-		switch took := time.Since(began); {
-		case share > 0.3 && took > 3*time.Second:
-			t.Fatalf("it has %.2f of a processor", share)
-		case held >= 10:
-			return
-		case took > harness.Patience(30*time.Second) && share < 0.18:
-			t.Skipf("the machine is too busy: it was let have %.2f of a processor, less than its limit", share)
-		case took > harness.Patience(time.Minute):
-			t.Fatalf("it was held up in %v periods, and has %.2f of a processor", held, share)
+	harness.Eventually(t, time.Minute, "it is held up in ten periods", func() error {
+		if held := counts()["nr_throttled"] - before; held < 10 {
+			return fmt.Errorf("in %v", held)
 		}
+		return nil
+	})
+	if share := float64(used()-usedBefore) / float64(time.Since(began)); share > 0.1 {
+		t.Errorf("it has %.2f of a processor", share)
 	}
 }
 

@@ -59,7 +59,8 @@ func TestAnEditReplacesInOrder(t *testing.T) {
 	}
 	// What means the same changes nothing.
 	n.write("p.yaml", "# a comment\n"+strings.ReplaceAll(text(3), "kind: Pod", "kind:   Pod"))
-	time.Sleep(time.Second)
+	n.write("later.yaml", podText("later", sleeper)) // when that runs, the rest has been looked at
+	n.awaitReady("later")
 	if p := n.awaitReady("p"); p.UID != before.UID || status(p, "main").RestartCount != 0 {
 		t.Error("a comment restarted the pod")
 	}

@@ -184,10 +184,17 @@ func (n *node) awaitGone(name string) {
 	})
 }
 
+// deadline of a single request. It is not of the test's context, which has ended in a clean-up.
+func deadline() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), harness.Patience(time.Minute))
+}
+
 // containers of a pod as the runtime has them, the newest first.
 func (n *node) containers(pod string) []*cri.Container {
 	n.t.Helper()
-	resp, err := n.Runtime.ListContainers(context.Background(), &cri.ListContainersRequest{
+	ctx, cancel := deadline()
+	defer cancel()
+	resp, err := n.Runtime.ListContainers(ctx, &cri.ListContainersRequest{
 		Filter: &cri.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.name": pod}},
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,30 +19,36 @@ import (
 	"github.com/berth-node/berth/integration/harness"
 )
 
-// attachTo talks to the container that reads, and leaves it.
-func attachTo(t *testing.T, u tool) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := u.command(ctx, "attach", "-i", "web", "-c", "shell")
+// talk starts a tool that is talked to. It is killed if the test takes too long.
+func (u tool) talk(t *testing.T, args ...string) (cmd *exec.Cmd, stdin io.WriteCloser, stdout *bufio.Reader) {
+	t.Helper()
+	cmd = u.command(harness.Ctx(t), args...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdout, err := cmd.StdoutPipe()
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	return cmd, stdin, bufio.NewReader(out)
+}
+
+// attachTo talks to the container that reads, and leaves it.
+func attachTo(t *testing.T, u tool) {
+	t.Helper()
+	cmd, stdin, stdout := u.talk(t, "attach", "-i", "web", "-c", "shell")
 	defer func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL)
+		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
 	if _, err := io.WriteString(stdin, "from "+u.name+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+	line, err := stdout.ReadString('\n')
 	if err != nil || line != "got from "+u.name+"\n" {
 		t.Errorf("attach: %q, %v", line, err)
 	}
@@ -53,27 +60,13 @@ func TestSessionsOutliveAnUpgrade(t *testing.T) {
 	n := start(t)
 	n.write("web.yaml", podText("web", sleeper))
 	n.awaitReady("web")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := n.berth().command(ctx, "exec", "-i", "web", "--", "cat")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	in := bufio.NewReader(stdout)
+	cmd, stdin, stdout := n.berth().talk(t, "exec", "-i", "web", "--", "cat")
 	echo := func(text string) {
 		t.Helper()
 		if _, err := io.WriteString(stdin, text+"\n"); err != nil {
 			t.Fatal(err)
 		}
-		if line, err := in.ReadString('\n'); err != nil || line != text+"\n" {
+		if line, err := stdout.ReadString('\n'); err != nil || line != text+"\n" {
 			t.Fatalf("%q, %v", line, err)
 		}
 	}

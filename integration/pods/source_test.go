@@ -4,7 +4,6 @@ package pods
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
@@ -60,7 +59,7 @@ func (n *node) same(before *v1.Pod, after string) {
 func (n *node) exec(pod string, command ...string) string {
 	n.t.Helper()
 	args := append([]string{"exec", "-s", strings.TrimPrefix(status(n.awaitReady(pod), "main").ContainerID, "berth://")}, command...)
-	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(20*time.Second))
+	ctx, cancel := deadline()
 	defer cancel()
 	var stderr bytes.Buffer
 	cmd := n.Crictl(ctx, args...)

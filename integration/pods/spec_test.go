@@ -3,7 +3,6 @@
 package pods
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -32,7 +31,9 @@ func (n *node) trySh(pod, container, script string) (string, error) {
 		if c.Metadata.Name != container || c.State != cri.ContainerState_CONTAINER_RUNNING {
 			continue
 		}
-		resp, err := n.Runtime.ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: c.Id, Cmd: []string{"sh", "-c", script}, Timeout: 20})
+		ctx, cancel := deadline()
+		defer cancel()
+		resp, err := n.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: c.Id, Cmd: []string{"sh", "-c", script}, Timeout: 20})
 		if err == nil && resp.ExitCode != 0 {
 			err = fmt.Errorf("status %d: %s%s", resp.ExitCode, resp.Stdout, resp.Stderr)
 		}
