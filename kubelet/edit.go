@@ -124,7 +124,7 @@ func findContainer(s *v1.PodSpec, name string) *v1.Container {
 	return nil
 }
 
-// uses reports whether a pod refers to a ConfigMap, a Secret or a claim.
+// uses reports whether a pod refers to a ConfigMap, a Secret or a claim. A PersistentVolume may be that of any claim.
 func uses(s *v1.PodSpec, key manifest.Key) bool {
 	for i := range s.Volumes {
 		if volumeUses(&s.Volumes[i], key) {
@@ -151,7 +151,7 @@ func volumeUses(v *v1.Volume, key manifest.Key) bool {
 	case v.Secret != nil:
 		return key.Kind == manifest.Secret && v.Secret.SecretName == key.Name
 	case v.PersistentVolumeClaim != nil:
-		return key.Kind == manifest.Claim && v.PersistentVolumeClaim.ClaimName == key.Name
+		return key.Kind == manifest.Claim && v.PersistentVolumeClaim.ClaimName == key.Name || key.Kind == manifest.Volume
 	case v.Projected != nil:
 		return slices.ContainsFunc(v.Projected.Sources, func(p v1.VolumeProjection) bool {
 			return p.ConfigMap != nil && key.Kind == manifest.ConfigMap && p.ConfigMap.Name == key.Name ||

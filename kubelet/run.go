@@ -112,11 +112,11 @@ func (k *Kubelet) leave(w *worker) bool {
 	return true
 }
 
-// objectChanged wakes the pods that use a ConfigMap, a Secret or a claim.
+// objectChanged wakes the pods that use a ConfigMap, a Secret or a claim, or may use a PersistentVolume.
 func (k *Kubelet) objectChanged(key manifest.Key) {
 	pods, _ := k.pods.List()
 	for _, p := range pods {
-		if p.Namespace != key.Namespace || !uses(&p.Spec, key) {
+		if key.Kind.Namespaced() && p.Namespace != key.Namespace || !uses(&p.Spec, key) {
 			continue
 		}
 		if w := k.workerOf(p.UID); w != nil {

@@ -44,7 +44,7 @@ func (n *node) openAPI() error {
 	probes.MustRegister(n.self.kubelet.Probes().Collectors()...)
 	n.api = &api{
 		sessions: stream.NewSessions(stream.Config{IdleTimeout: n.cfg.Streaming.IdleTimeout, Log: n.log}, cri.StreamBackend(n.runtime)),
-		declared: server.NewDeclared(n.self.declared, n.taken, started),
+		declared: server.NewDeclared(n.self.declared, n.taken, n.self.binder.Look, started),
 	}
 	facts := server.NodeFacts{
 		Name: c.NodeName, Version: version, IPs: n.self.spec.IPs, Created: credentials.Since(), Started: started, Capacity: n.self.capacity, Allocatable: n.self.allocatable,

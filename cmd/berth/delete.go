@@ -15,7 +15,7 @@ func deleteCommand() *cobra.Command {
 		Use:   "delete (-f FILE | TYPE NAME... | TYPE -l LABELS | TYPE --all)",
 		Short: "Take back what was applied; end a pod that a file declares, which then begins anew",
 		Long: `Take back what was applied, and wait until it is gone. A pod that a file declares ends, and begins anew as long as the file
-declares it. The folder of a PersistentVolumeClaim is kept.`,
+declares it. The folder of a PersistentVolumeClaim is kept, and so is what is in a PersistentVolume.`,
 		Example: "  berth delete pod web\n  berth delete -f web.yaml\n  berth delete pods -l app=web --now",
 		Args:    operands(cobra.ArbitraryArgs),
 	})

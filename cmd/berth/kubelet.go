@@ -13,17 +13,20 @@ import (
 
 	"github.com/opencontainers/selinux/go-selinux"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
+	"github.com/berth-node/berth/kubelet/binding"
 	"github.com/berth-node/berth/kubelet/event"
 	"github.com/berth-node/berth/kubelet/manifest"
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
 	"github.com/berth-node/berth/kubelet/resource"
+	"github.com/berth-node/berth/kubelet/server"
 	"github.com/berth-node/berth/kubelet/source"
 	"github.com/berth-node/berth/kubelet/userns"
 	"github.com/berth-node/berth/kubelet/volume"
@@ -40,6 +43,7 @@ type self struct {
 	volumes  *volume.Manager
 	guardian *guardian
 	cgroups  *resource.Manager
+	binder   *binding.Binder
 	able     podspec.Abilities
 	// capacity is the machine's, allocatable what all pods together may request of it.
 	capacity, allocatable v1.ResourceList
@@ -55,7 +59,7 @@ func (n *node) openSelf() (*self, error) {
 	dir, c := filepath.Join(n.cfg.RootDir, "kubelet"), n.cfg.Kubelet
 	var err error
 	if s.declared, err = source.Open(source.Config{
-		Dir: filepath.Join(dir, "objects"), Log: n.log,
+		Dir: filepath.Join(dir, "objects"), Log: n.log, Vet: func(was, is manifest.Object) error { return s.binder.Vet(was, is) },
 		Folder: source.Folder{Dir: n.cfg.Manifests, Recursive: n.cfg.ManifestsRecursive, Rescan: n.cfg.ManifestsRescan},
 	}); err != nil {
 		return nil, err
@@ -97,9 +101,10 @@ func (n *node) openSelf() (*self, error) {
 	for _, sb := range n.runtime.Sandboxes(runtime.SandboxFilter{}) {
 		users.Adopt(uidOf(sb), sb.Config)
 	}
+	s.binder = n.newBinder(s, dir)
 	s.volumes = volume.New(volume.Config{
 		PodsDir: filepath.Join(dir, "pods"), MemoryDir: filepath.Join(dir, "memory"), ClaimsDir: filepath.Join(dir, "claims"),
-		Node: s.spec, HostPaths: n.hostPaths(), Log: n.log,
+		Node: s.spec, Bound: s.binder.Volume, HostPaths: n.hostPaths(), Log: n.log,
 	})
 	s.kubelet, err = kubelet.New(kubelet.Config{
 		Dir: dir, NodeName: c.NodeName, Runtime: kubelet.On(n.runtime), Source: s.declared, Spec: s.spec, Images: images, Volumes: s.volumes,
@@ -115,6 +120,19 @@ func (n *node) openSelf() (*self, error) {
 	}
 	s.guardian, err = n.newGuardian(s, dir)
 	return s, err
+}
+
+// newBinder makes who says what claims are bound to.
+func (n *node) newBinder(s *self, dir string) *binding.Binder {
+	name := n.cfg.Kubelet.NodeName
+	return binding.Open(binding.Config{
+		File: filepath.Join(dir, "bindings.json"), Source: s.declared, Event: s.events.Record, Log: n.log,
+		HasFolder: func(namespace, name string) bool {
+			_, err := os.Stat(filepath.Join(dir, "claims", namespace, name))
+			return err == nil
+		},
+		Node: &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: server.NodeLabels(name)}},
+	})
 }
 
 func drainGroups(c config.Kubelet) (all []kubelet.DrainGroup) {

@@ -24,6 +24,7 @@ var Rules = []Rule{
 		"it joins the rooms below it, and calls runtime as the door does"},
 	{"kubelet/manifest", []string{"internal/..."}, "documents in, objects out"},
 	{"kubelet/source", []string{"kubelet/manifest", "internal/..."}, "what is declared; not what becomes of it"},
+	{"kubelet/binding", []string{"kubelet/manifest", "kubelet/source", "internal/..."}, "which volume a claim has; not what is in it"},
 	{"kubelet/plan", []string{"internal/..."}, "pure: what is wanted and what is there in, what to do out"},
 	{"kubelet/podspec", []string{"kubelet/resource", "internal/..."}, "a pod in, CRI configurations out"},
 	{"kubelet/volume", []string{"kubelet/podspec", "internal/..."}, "it knows files, not containers"},

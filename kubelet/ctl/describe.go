@@ -90,6 +90,8 @@ func (c *Client) describe(ctx context.Context, t target, object *unstructured.Un
 		err = describeAs(object, d, (*description).secret)
 	case "PersistentVolumeClaim":
 		err = describeAs(object, d, (*description).claim)
+	case "PersistentVolume":
+		err = describeAs(object, d, (*description).persistentVolume)
 	case "Node":
 		err = describeAs(object, d, (*description).node)
 	default:
@@ -238,6 +240,67 @@ func (d *description) claim(c *v1.PersistentVolumeClaim) {
 	d.line(0, "Capacity:\t%s", capacity.String())
 	d.line(0, "Access Modes:\t%s", strings.Join(modes, ","))
 	d.line(0, "VolumeMode:\t%s", mode)
+}
+
+func (d *description) persistentVolume(v *v1.PersistentVolume) {
+	claim, mode := "", ""
+	if r := v.Spec.ClaimRef; r != nil {
+		claim = r.Namespace + "/" + r.Name
+	}
+	if v.Spec.VolumeMode != nil {
+		mode = string(*v.Spec.VolumeMode)
+	}
+	capacity := v.Spec.Capacity[v1.ResourceStorage]
+	short := map[v1.PersistentVolumeAccessMode]string{
+		v1.ReadWriteOnce: "RWO", v1.ReadOnlyMany: "ROX", v1.ReadWriteMany: "RWX", v1.ReadWriteOncePod: "RWOP",
+	}
+	var modes []string
+	for _, m := range v.Spec.AccessModes {
+		modes = append(modes, short[m])
+	}
+	d.line(0, "Name:\t%s", v.Name)
+	d.labels("Labels", v.Labels)
+	d.annotations(v.Annotations)
+	d.line(0, "Finalizers:\t%v", v.Finalizers)
+	d.line(0, "StorageClass:\t%s", v.Spec.StorageClassName)
+	d.line(0, "Status:\t%s", v.Status.Phase)
+	d.line(0, "Claim:\t%s", claim)
+	d.line(0, "Reclaim Policy:\t%s", v.Spec.PersistentVolumeReclaimPolicy)
+	d.line(0, "Access Modes:\t%s", strings.Join(modes, ","))
+	d.line(0, "VolumeMode:\t%s", mode)
+	d.line(0, "Capacity:\t%s", capacity.String())
+	d.volumeAffinity(v.Spec.NodeAffinity)
+	d.line(0, "Message:\t%s", v.Status.Message)
+	d.line(0, "Source:")
+	if l := v.Spec.Local; l != nil {
+		d.line(2, "Type:\tLocalVolume (a persistent volume backed by local storage on a node)")
+		d.line(2, "Path:\t%s", l.Path)
+		return
+	}
+	d.volume(&v1.VolumeSource{HostPath: v.Spec.HostPath, NFS: v.Spec.NFS})
+}
+
+func (d *description) volumeAffinity(a *v1.VolumeNodeAffinity) {
+	if a == nil || a.Required == nil {
+		d.line(0, "Node Affinity:\t<none>")
+		return
+	}
+	d.line(0, "Node Affinity:\t")
+	d.line(1, "Required Terms:\t")
+	for i, term := range a.Required.NodeSelectorTerms {
+		name := fmt.Sprintf("Term %d:", i)
+		if len(term.MatchExpressions) == 0 {
+			d.line(2, "%s\t<none>", name)
+		}
+		for _, e := range term.MatchExpressions {
+			values := ""
+			if len(e.Values) > 0 {
+				values = " [" + strings.Join(e.Values, ", ") + "]"
+			}
+			d.line(2, "%s\t%s %s%s", name, e.Key, strings.ToLower(string(e.Operator)), values)
+			name = ""
+		}
+	}
 }
 
 func (d *description) node(n *v1.Node) {

@@ -14,6 +14,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/kubernetes/pkg/api/persistentvolume"
 	"k8s.io/kubernetes/pkg/api/persistentvolumeclaim"
 	podapi "k8s.io/kubernetes/pkg/api/pod"
 	"k8s.io/kubernetes/pkg/apis/core"
@@ -49,13 +50,16 @@ func (o *Object) build(source []byte) (runtime.Object, error) {
 	case Claim:
 		o.Claim = &v1.PersistentVolumeClaim{}
 		written, internal = o.Claim, &core.PersistentVolumeClaim{}
+	case Volume:
+		o.Volume = &v1.PersistentVolume{}
+		written, internal = o.Volume, &core.PersistentVolume{}
 	default:
 		return nil, fmt.Errorf("unknown kind %q", o.Kind)
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(source, written); err != nil {
 		return nil, err
 	}
-	if written.GetNamespace() == "" {
+	if written.GetNamespace() == "" && o.Kind.Namespaced() {
 		written.SetNamespace(metav1.NamespaceDefault)
 	}
 	o.Namespace, o.Name = written.GetNamespace(), written.GetName()
@@ -99,6 +103,9 @@ func validate(object runtime.Object) (warnings []string, faults field.ErrorList)
 	case *core.PersistentVolumeClaim:
 		faults = validateClaim(o)
 		warnings = persistentvolumeclaim.GetWarningsForPersistentVolumeClaim(o)
+	case *core.PersistentVolume:
+		faults = validateVolume(o)
+		warnings = persistentvolume.GetWarningsForPersistentVolume(o)
 	}
 	return warnings, faults
 }
@@ -189,6 +196,23 @@ func validateClaim(claim *core.PersistentVolumeClaim) field.ErrorList {
 	return faults
 }
 
+// validateVolume refuses what this node would not do with a PersistentVolume.
+func validateVolume(v *core.PersistentVolume) field.ErrorList {
+	spec := field.NewPath("spec")
+	faults := validation.ValidatePersistentVolume(v, validation.ValidationOptionsForPersistentVolume(v, nil))
+	if mode := v.Spec.VolumeMode; mode != nil && *mode != core.PersistentVolumeFilesystem {
+		faults = append(faults, field.NotSupported(spec.Child("volumeMode"), *mode, []core.PersistentVolumeMode{core.PersistentVolumeFilesystem}))
+	}
+	if p := v.Spec.PersistentVolumeReclaimPolicy; p == core.PersistentVolumeReclaimDelete || p == core.PersistentVolumeReclaimRecycle {
+		faults = append(faults, field.Forbidden(spec.Child("persistentVolumeReclaimPolicy"),
+			fmt.Sprintf("not supported: %s would remove what berth has not made; only Retain is honoured", p)))
+	}
+	if len(v.Spec.MountOptions) > 0 && v.Spec.NFS == nil {
+		faults = append(faults, field.Forbidden(spec.Child("mountOptions"), "may not specify mount options for this volume type"))
+	}
+	return faults
+}
+
 var firstField = regexp.MustCompile(`^[a-z][A-Za-z]*[.\[][^ ]*[^ :]`)
 
 // fieldIn returns the field with which a warning of upstream begins.
@@ -200,7 +224,7 @@ func init() {
 }
 
 // CheckUpdate returns why an object may not become another one of the same key: an immutable ConfigMap or Secret, the type of a
-// Secret, and most of a claim, stay as they are until they are deleted. A Pod may become anything: it is made anew where it has to
+// Secret, most of a claim, and where a PersistentVolume is, stay as they are until they are deleted. A Pod may become anything: it is made anew where it has to
 // be.
 func CheckUpdate(was, is Object) error {
 	var faults field.ErrorList
@@ -217,7 +241,12 @@ func CheckUpdate(was, is Object) error {
 		from, to := internal(was.Claim, &core.PersistentVolumeClaim{}), internal(is.Claim, &core.PersistentVolumeClaim{})
 		alike(&from.ObjectMeta, &to.ObjectMeta)
 		from.Status.Phase, to.Status.Phase = core.ClaimBound, core.ClaimBound
+		from.Status.Capacity = from.Spec.Resources.Requests // what is asked of a folder, it has at once
 		faults = validation.ValidatePersistentVolumeClaimUpdate(to, from, validation.ValidationOptionsForPersistentVolumeClaimCreate())
+	case was.Volume != nil && is.Volume != nil:
+		from, to := internal(was.Volume, &core.PersistentVolume{}), internal(is.Volume, &core.PersistentVolume{})
+		alike(&from.ObjectMeta, &to.ObjectMeta)
+		faults = validation.ValidatePersistentVolumeUpdate(to, from, validation.ValidationOptionsForPersistentVolume(to, from))
 	}
 	if len(faults) == 0 {
 		return nil

@@ -20,6 +20,7 @@ var typeOf = map[Kind]reflect.Type{
 	ConfigMap: reflect.TypeFor[v1.ConfigMap](),
 	Secret:    reflect.TypeFor[v1.Secret](),
 	Claim:     reflect.TypeFor[v1.PersistentVolumeClaim](),
+	Volume:    reflect.TypeFor[v1.PersistentVolume](),
 }
 
 // kind looks at apiVersion and kind; the kind is empty for a list.
@@ -50,7 +51,7 @@ func (d *decoder) kind(doc document, fields map[string]any) (Kind, bool) {
 // laterKinds make pods, and have their place where a Kind does: what they want becomes objects with keys of their own.
 var laterKinds = []string{"Deployment", "ReplicaSet", "ReplicationController", "StatefulSet", "DaemonSet", "Job", "CronJob", "Service", "HorizontalPodAutoscaler"}
 
-const kindWords = "Pod, ConfigMap, Secret and PersistentVolumeClaim"
+const kindWords = "Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume"
 
 // list takes the items of a List, as "get -o yaml" prints them.
 func (d *decoder) list(doc document, fields map[string]any) {

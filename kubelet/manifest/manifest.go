@@ -32,10 +32,14 @@ const (
 	ConfigMap Kind = "ConfigMap"
 	Secret    Kind = "Secret"
 	Claim     Kind = "PersistentVolumeClaim"
+	Volume    Kind = "PersistentVolume"
 )
 
 // Kinds are all kinds, in the order of the words for users.
-var Kinds = []Kind{Pod, ConfigMap, Secret, Claim}
+var Kinds = []Kind{Pod, ConfigMap, Secret, Claim, Volume}
+
+// Namespaced reports whether objects of the kind are in a namespace. A PersistentVolume is the node's.
+func (k Kind) Namespaced() bool { return k != Volume }
 
 // MaxSize bounds the documents of one Decode, in bytes.
 const MaxSize = conffile.MaxSize
@@ -46,14 +50,19 @@ type Key struct {
 	Namespace, Name string
 }
 
-func (k Key) String() string { return fmt.Sprintf("%s %s/%s", k.Kind, k.Namespace, k.Name) }
+func (k Key) String() string {
+	if !k.Kind.Namespaced() {
+		return fmt.Sprintf("%s %s", k.Kind, k.Name)
+	}
+	return fmt.Sprintf("%s %s/%s", k.Kind, k.Namespace, k.Name)
+}
 
 // Compare orders keys by kind, namespace and name.
 func (k Key) Compare(o Key) int {
 	return cmp.Or(cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Name, o.Name))
 }
 
-// An Object is one declared thing. One of the four pointers is set, as Kind says; what it leads to is never changed, so that
+// An Object is one declared thing. One of the five pointers is set, as Kind says; what it leads to is never changed, so that
 // everybody may read it. Of the metadata it has what a user decides; UID, times and status are for who runs it.
 type Object struct {
 	Key
@@ -61,6 +70,7 @@ type Object struct {
 	ConfigMap *v1.ConfigMap
 	Secret    *v1.Secret
 	Claim     *v1.PersistentVolumeClaim
+	Volume    *v1.PersistentVolume
 
 	File     string
 	Line     int

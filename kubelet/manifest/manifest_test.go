@@ -142,10 +142,10 @@ func TestFaults(t *testing.T) {
 		"upstream's, missing":  {strings.ReplaceAll(webPod, "    image: registry.example/web:1\n", ""), "m.yaml:7: spec.containers[0].image: Required value"},
 		"upstream's, in a map": {strings.Replace(webPod, "  name: web\n", "  name: web\n  labels:\n    ok: a\n    bad: '-'\n", 1), "m.yaml:5: metadata.labels: Invalid value: \"-\": a valid label"},
 		"no name":              {"apiVersion: v1\nkind: ConfigMap\n", "m.yaml:1: metadata.name: Required value: name or generateName is required"},
-		"later":                {"apiVersion: apps/v1\nkind: Deployment\n", "m.yaml:2: kind: a Deployment is not run by this version of berth; it takes Pod, ConfigMap, Secret and PersistentVolumeClaim: declare the pod itself"},
-		"other kind":           {"apiVersion: v1\nkind: Namespace\n", "m.yaml:2: kind: a Namespace means nothing to a node by itself, which takes Pod, ConfigMap, Secret and PersistentVolumeClaim"},
+		"later":                {"apiVersion: apps/v1\nkind: Deployment\n", "m.yaml:2: kind: a Deployment is not run by this version of berth; it takes Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume: declare the pod itself"},
+		"other kind":           {"apiVersion: v1\nkind: Namespace\n", "m.yaml:2: kind: a Namespace means nothing to a node by itself, which takes Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume"},
 		"other version":        {"apiVersion: v2\nkind: Pod\n", `m.yaml:1: apiVersion: want v1, which is the version of every Pod, not "v2"`},
-		"no kind":              {"apiVersion: v1\n", "m.yaml:1: kind: want the kind of the object: Pod, ConfigMap, Secret and PersistentVolumeClaim"},
+		"no kind":              {"apiVersion: v1\n", "m.yaml:1: kind: want the kind of the object: Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume"},
 		"no object":            {"\n- a\n", "m.yaml:2: want an object with apiVersion and kind, not a list"},
 		"syntax":               {webPod + "\n---\na: b: c\n", "m.yaml:11: mapping values are not allowed in this context"},
 		"tab":                  {"a:\n\tb: c\n", "m.yaml:2: found character that cannot start any token"},
@@ -282,9 +282,51 @@ func TestSwitchedOffFeaturesAreRefused(t *testing.T) {
 	}
 }
 
+// A PersistentVolume is the node's, and is one that a node can honour by itself.
+func TestVolume(t *testing.T) {
+	const text = `apiVersion: v1
+kind: PersistentVolume
+metadata: {name: v}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 1Gi}
+  local: {path: /data}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}
+`
+	o := decodeOne(t, text)
+	if want := (Key{Volume, "", "v"}); o.Key != want || o.Key.String() != "PersistentVolume v" || o.Volume == nil {
+		t.Errorf("%+v, %v", o.Key, o.Volume)
+	}
+	if s := o.Volume.Spec; s.PersistentVolumeReclaimPolicy != v1.PersistentVolumeReclaimRetain || *s.VolumeMode != v1.PersistentVolumeFilesystem {
+		t.Errorf("%+v", s)
+	}
+	again, err := Restore(Volume, o.Source)
+	if err != nil || again.Key != o.Key || !reflect.DeepEqual(again.Volume, o.Volume) {
+		t.Errorf("%+v, %v", again, err)
+	}
+	for _, tt := range []struct{ was, is, want string }{
+		{"local: {path: /data}", "nfs: {server: here, path: /data}\n  mountOptions: [vers=4]", ""},
+		{"name: v", "name: v, namespace: default", "metadata.namespace: Forbidden: not allowed on this type"},
+		{"{path: /data}", "{path: /data, fsType: ext4}", "m.yaml:7: spec.local.fsType: not supported: it says how a block device is formatted"},
+		{"{path: /data}", "{path: ../data}", "spec.local.path: Invalid value"},
+		{"/data}", "/data}\n  volumeMode: Block", "m.yaml:8: spec.volumeMode: Unsupported value: \"Block\": supported values: \"Filesystem\""},
+		{"/data}", "/data}\n  persistentVolumeReclaimPolicy: Delete", "m.yaml:8: spec.persistentVolumeReclaimPolicy: Forbidden: not supported: Delete would remove what berth has not made"},
+		{"/data}", "/data}\n  mountOptions: [ro]", "spec.mountOptions: Forbidden: may not specify mount options for this volume type"},
+		{"local: {path: /data}", "csi: {driver: d, volumeHandle: h}", "m.yaml:7: spec.csi: not supported: CSI drivers are not run"},
+		{"/data}", "/data}\n  hostPath: {path: /other}", "may not specify more than 1 volume type"},
+		{text[strings.Index(text, "  nodeAffinity"):], "", "spec.nodeAffinity: Required value: Local volume requires node affinity"},
+	} {
+		_, err := Decode("m.yaml", []byte(strings.Replace(text, tt.was, tt.is, 1)))
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.is, err, tt.want)
+		}
+	}
+}
+
 func TestCheckUpdate(t *testing.T) {
 	const secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\n"
 	const claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: c}\nspec:\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Gi}}\n"
+	const volume = "apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: v}\nspec:\n  accessModes: [ReadWriteOnce]\n  capacity: {storage: 1Gi}\n  hostPath: {path: /a}\n"
 	const fixed = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: f}\nimmutable: true\ndata: {a: b}\n"
 	for name, c := range map[string]struct{ was, is, want string }{
 		"pod":                 {webPod, webPod + "  hostNetwork: true\n", ""},
@@ -293,6 +335,9 @@ func TestCheckUpdate(t *testing.T) {
 		"immutable":           {fixed, strings.Replace(fixed, "a: b", "a: c", 1), "data: Forbidden: field is immutable when `immutable` is set"},
 		"label of immutable":  {fixed, strings.Replace(fixed, "name: f", "name: f, labels: {a: b}", 1), ""},
 		"larger claim":        {claim, strings.Replace(claim, "1Gi", "2Gi", 1), ""},
+		"smaller claim":       {strings.Replace(claim, "1Gi", "2Gi", 1), claim, "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"},
+		"larger volume":       {volume, strings.Replace(volume, "1Gi", "2Gi", 1), ""},
+		"volume elsewhere":    {volume, strings.Replace(volume, "/a", "/b", 1), "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"},
 		"claim of other mode": {claim, strings.Replace(claim, "ReadWriteOnce", "ReadOnlyMany", 1), "spec: Forbidden: spec is immutable after creation"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet/feed"
@@ -22,18 +24,20 @@ type Declared struct {
 	maps    *feed.Feed[*v1.ConfigMap]
 	secrets *feed.Feed[*v1.Secret]
 	claims  *feed.Feed[*v1.PersistentVolumeClaim]
+	volumes *feed.Feed[*v1.PersistentVolume]
+	bound   func() ([]*v1.PersistentVolumeClaim, []*v1.PersistentVolume)
 }
 
 // remembered is how many changes of a kind a watch may be behind.
 const remembered = 128
 
 // NewDeclared returns the Objects of a store; Run keeps them. taken returns why no pod can be applied to this node, if it is
-// another kubelet's.
-func NewDeclared(s *source.Store, taken func() error, now time.Time) *Declared {
+// another kubelet's, and bound all claims and PersistentVolumes with their status.
+func NewDeclared(s *source.Store, taken func() error, bound func() ([]*v1.PersistentVolumeClaim, []*v1.PersistentVolume), now time.Time) *Declared {
 	first := uint64(now.UnixMicro())
 	return &Declared{
-		store: s, taken: taken, maps: feed.New[*v1.ConfigMap](first, remembered), secrets: feed.New[*v1.Secret](first, remembered),
-		claims: feed.New[*v1.PersistentVolumeClaim](first, remembered),
+		store: s, taken: taken, bound: bound, maps: feed.New[*v1.ConfigMap](first, remembered), secrets: feed.New[*v1.Secret](first, remembered),
+		claims: feed.New[*v1.PersistentVolumeClaim](first, remembered), volumes: feed.New[*v1.PersistentVolume](first, remembered),
 	}
 }
 
@@ -43,16 +47,26 @@ func (d *Declared) ConfigMaps() *feed.Feed[*v1.ConfigMap] { return d.maps }
 // Secrets are those that are declared.
 func (d *Declared) Secrets() *feed.Feed[*v1.Secret] { return d.secrets }
 
-// Claims are those that are declared. All are bound: a claim is a folder of the node.
+// Claims are those that are declared.
 func (d *Declared) Claims() *feed.Feed[*v1.PersistentVolumeClaim] { return d.claims }
+
+// Volumes are those that are declared.
+func (d *Declared) Volumes() *feed.Feed[*v1.PersistentVolume] { return d.volumes }
 
 // Run follows the store until ctx ends.
 func (d *Declared) Run(ctx context.Context) {
 	s := d.store.Subscribe()
 	defer s.Close()
 	for {
+		binding := false
 		for _, key := range s.Take() {
 			d.show(key)
+			binding = binding || key.Kind == manifest.Claim || key.Kind == manifest.Volume
+		}
+		if binding { // each may change what becomes of the others
+			claims, volumes := d.bound()
+			replace(d.claims, claims)
+			replace(d.volumes, volumes)
 		}
 		select {
 		case <-s.C():
@@ -70,8 +84,27 @@ func (d *Declared) show(key manifest.Key) {
 		put(d.maps, key, there, func() *v1.ConfigMap { return e.ConfigMap.DeepCopy() })
 	case manifest.Secret:
 		put(d.secrets, key, there, func() *v1.Secret { return e.Secret.DeepCopy() })
-	case manifest.Claim:
-		put(d.claims, key, there, func() *v1.PersistentVolumeClaim { return boundClaim(e.Claim) })
+	}
+}
+
+// replace shows all objects of a kind, and those that are not there any more no longer. What is as it was is not told again.
+func replace[T feed.Object](f *feed.Feed[T], all []T) {
+	there := map[types.NamespacedName]bool{}
+	for _, o := range all {
+		there[types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}] = true
+		if was, ok := f.Get(o.GetNamespace(), o.GetName()); ok {
+			o.SetResourceVersion(was.GetResourceVersion())
+			if equality.Semantic.DeepEqual(was, o) {
+				continue
+			}
+		}
+		f.Put(o)
+	}
+	shown, _ := f.List()
+	for _, o := range shown {
+		if !there[types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}] {
+			f.Delete(o.GetNamespace(), o.GetName())
+		}
 	}
 }
 
@@ -81,19 +114,6 @@ func put[T feed.Object](f *feed.Feed[T], key manifest.Key, there bool, object fu
 	} else {
 		f.Delete(key.Namespace, key.Name)
 	}
-}
-
-// boundClaim is a claim as its user sees it: it has what it asks for, as far as the disk goes.
-func boundClaim(c *v1.PersistentVolumeClaim) *v1.PersistentVolumeClaim {
-	out := c.DeepCopy()
-	if out.Spec.VolumeName == "" {
-		out.Spec.VolumeName = "pvc-" + string(out.UID)
-	}
-	out.Status = v1.PersistentVolumeClaimStatus{
-		Phase: v1.ClaimBound, AccessModes: out.Spec.AccessModes,
-		Capacity: v1.ResourceList{v1.ResourceStorage: out.Spec.Resources.Requests[v1.ResourceStorage]},
-	}
-	return out
 }
 
 // Apply declares what is in the documents, all of it or nothing.
@@ -107,7 +127,7 @@ func (d *Declared) Apply(_ context.Context, r ApplyRequest) (ApplyResult, error)
 	}
 	seen := map[manifest.Key]manifest.Object{}
 	for _, o := range objects {
-		if r.Namespace != "" && o.Namespace != r.Namespace {
+		if r.Namespace != "" && o.Kind.Namespaced() && o.Namespace != r.Namespace {
 			faults = append(faults, fmt.Errorf("the namespace from the provided object %q does not match the namespace %q: %s:%d: pass '--namespace=%s' to perform this operation: %w",
 				o.Namespace, r.Namespace, o.File, o.Line, o.Namespace, errdefs.ErrInvalidArgument))
 		}

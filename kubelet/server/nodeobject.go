@@ -28,12 +28,17 @@ type NodeFacts struct {
 	KubeletPort           int32 // 0: not served
 }
 
+// NodeLabels are those of the node.
+func NodeLabels(name string) map[string]string {
+	return map[string]string{v1.LabelHostname: name, v1.LabelOSStable: goruntime.GOOS, v1.LabelArchStable: goruntime.GOARCH}
+}
+
 // NodeObject is the node in the API's words.
 func NodeObject(f NodeFacts) *v1.Node {
 	n := &v1.Node{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: f.Name, UID: types.UID(f.Name), CreationTimestamp: metav1.NewTime(f.Created),
-			Labels: map[string]string{v1.LabelHostname: f.Name, v1.LabelOSStable: goruntime.GOOS, v1.LabelArchStable: goruntime.GOARCH},
+			Labels: NodeLabels(f.Name),
 		},
 		Status: v1.NodeStatus{
 			Capacity: f.Capacity, Allocatable: f.Allocatable, Images: f.Images, Conditions: f.conditions(),

@@ -117,6 +117,14 @@ func (s *Server) coreResources() map[string]*resource {
 			return &c
 		}),
 		follow(&resource{
+			kind: "PersistentVolume", plural: "persistentvolumes", singular: "persistentvolume", short: []string{"pv"},
+			deletable: true, columns: volumeColumns, row: volumeRow, fields: metaFields,
+		}, s.cfg.Objects.Volumes(), func(o *v1.PersistentVolume) *v1.PersistentVolume {
+			c := *o
+			c.TypeMeta = coreType("PersistentVolume")
+			return &c
+		}),
+		follow(&resource{
 			kind: "Event", plural: "events", singular: "event", short: []string{"ev"},
 			namespaced: true, columns: eventColumns, row: eventRow, fields: eventFields,
 		}, s.cfg.Events.Feed(), func(o *v1.Event) *v1.Event { c := *o; c.TypeMeta = coreType("Event"); return &c }),
@@ -427,6 +435,8 @@ func emptyOf(kind string) feed.Object {
 		return &v1.Secret{TypeMeta: coreType(kind)}
 	case "PersistentVolumeClaim":
 		return &v1.PersistentVolumeClaim{TypeMeta: coreType(kind)}
+	case "PersistentVolume":
+		return &v1.PersistentVolume{TypeMeta: coreType(kind)}
 	case "Event":
 		return &v1.Event{TypeMeta: coreType(kind)}
 	case "Node":

@@ -47,9 +47,10 @@ type Objects interface {
 	ConfigMaps() *feed.Feed[*v1.ConfigMap]
 	Secrets() *feed.Feed[*v1.Secret]
 	Claims() *feed.Feed[*v1.PersistentVolumeClaim]
+	Volumes() *feed.Feed[*v1.PersistentVolume]
 	// Apply declares what is in the documents, all of it or nothing.
 	Apply(ctx context.Context, r ApplyRequest) (ApplyResult, error)
-	// Delete takes back what was applied. kind is "ConfigMap", "Secret" or "PersistentVolumeClaim".
+	// Delete takes back what was applied. kind is "ConfigMap", "Secret", "PersistentVolumeClaim" or "PersistentVolume".
 	Delete(ctx context.Context, kind, namespace, name string) error
 }
 
@@ -142,6 +143,7 @@ func (s *Server) API() http.Handler {
 	mux.HandleFunc("GET /api/v1/{resource}/{name}", s.handleGet)
 	mux.HandleFunc("GET "+inNamespace+"/{name}", s.handleGet)
 	mux.HandleFunc("DELETE "+inNamespace+"/{name}", s.handleDelete)
+	mux.HandleFunc("DELETE /api/v1/{resource}/{name}", s.handleDelete)
 	const pod = "/api/v1/namespaces/{namespace}/pods/{name}"
 	// kubectl gets a subresource before it patches it.
 	for _, path := range []string{"PUT " + inNamespace + "/{name}", "PATCH " + inNamespace + "/{name}", pod + "/resize", pod + "/ephemeralcontainers"} {

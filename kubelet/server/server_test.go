@@ -39,6 +39,7 @@ type node struct {
 	maps     *feed.Feed[*v1.ConfigMap]
 	secrets  *feed.Feed[*v1.Secret]
 	claims   *feed.Feed[*v1.PersistentVolumeClaim]
+	volumes  *feed.Feed[*v1.PersistentVolume]
 	events   *event.Store
 	deleted  []string
 	restarts []string
@@ -79,6 +80,7 @@ func (n *node) SandboxID(_, pod string) (string, error) { return "sandbox-" + po
 func (n *node) ConfigMaps() *feed.Feed[*v1.ConfigMap]         { return n.maps }
 func (n *node) Secrets() *feed.Feed[*v1.Secret]               { return n.secrets }
 func (n *node) Claims() *feed.Feed[*v1.PersistentVolumeClaim] { return n.claims }
+func (n *node) Volumes() *feed.Feed[*v1.PersistentVolume]     { return n.volumes }
 
 func (n *node) Apply(_ context.Context, r ApplyRequest) (ApplyResult, error) {
 	return ApplyResult{Applied: []Applied{{"Pod", "default", r.Documents[0].File, "created"}}}, nil
@@ -113,7 +115,7 @@ func newNode(t *testing.T) *node {
 	now := func() time.Time { return start }
 	return &node{
 		pods: feed.New[*v1.Pod](100, 10), maps: feed.New[*v1.ConfigMap](100, 10), secrets: feed.New[*v1.Secret](100, 10),
-		claims: feed.New[*v1.PersistentVolumeClaim](100, 10), dir: t.TempDir(),
+		claims: feed.New[*v1.PersistentVolumeClaim](100, 10), volumes: feed.New[*v1.PersistentVolume](100, 10), dir: t.TempDir(),
 		events: event.Open(event.Config{Node: "here", Log: log, Now: now}),
 	}
 }

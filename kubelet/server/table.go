@@ -263,6 +263,30 @@ func claimRow(o feed.Object, now time.Time) []any {
 	return []any{c.Name, phase, c.Spec.VolumeName, capacity, modes, class, attributes, age(c.CreationTimestamp, now), mode}
 }
 
+var volumeColumns = columns("Name", "Capacity", "Access Modes", "Reclaim Policy", "Status", "Claim", "StorageClass", "VolumeAttributesClass", "Reason", "Age", "+VolumeMode")
+
+func volumeRow(o feed.Object, now time.Time) []any {
+	v := o.(*v1.PersistentVolume)
+	capacity := v.Spec.Capacity[v1.ResourceStorage]
+	claim, class, attributes, mode := "", v.Spec.StorageClassName, "<unset>", "<unset>"
+	if r := v.Spec.ClaimRef; r != nil {
+		claim = r.Namespace + "/" + r.Name
+	}
+	if old, ok := v.Annotations[v1.BetaStorageClassAnnotation]; ok {
+		class = old
+	}
+	if v.Spec.VolumeAttributesClassName != nil {
+		attributes = *v.Spec.VolumeAttributesClassName
+	}
+	if v.Spec.VolumeMode != nil {
+		mode = string(*v.Spec.VolumeMode)
+	}
+	return []any{
+		v.Name, capacity.String(), accessModes(v.Spec.AccessModes), string(v.Spec.PersistentVolumeReclaimPolicy), string(v.Status.Phase), claim, class,
+		attributes, v.Status.Reason, age(v.CreationTimestamp, now), mode,
+	}
+}
+
 func accessModes(modes []v1.PersistentVolumeAccessMode) string {
 	short := map[v1.PersistentVolumeAccessMode]string{
 		v1.ReadWriteOnce: "RWO", v1.ReadOnlyMany: "ROX", v1.ReadWriteMany: "RWX", v1.ReadWriteOncePod: "RWOP",

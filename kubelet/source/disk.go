@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -64,8 +65,11 @@ type fileRecord struct {
 	Objects []record `json:"objects"`
 }
 
+// noNamespace is the folder of what is in no namespace; no namespace can have this name.
+const noNamespace = "_"
+
 func (d disk) applied(key manifest.Key) string {
-	return filepath.Join(d.dir, "applied", string(key.Kind), key.Namespace, key.Name, objectFile)
+	return filepath.Join(d.dir, "applied", string(key.Kind), cmp.Or(key.Namespace, noNamespace), key.Name, objectFile)
 }
 
 func (d disk) files() string { return filepath.Join(d.dir, "files") }
@@ -160,6 +164,9 @@ func (s *Store) loadApplied() error {
 		parts := strings.Split(path, string(filepath.Separator))
 		n := len(parts)
 		key := manifest.Key{Kind: manifest.Kind(parts[n-4]), Namespace: parts[n-3], Name: parts[n-2]}
+		if key.Namespace == noNamespace {
+			key.Namespace = ""
+		}
 		c, err := readApplied(path, key)
 		if err != nil {
 			s.log.Error("what was applied cannot be read any more: what runs by it goes on, until it is applied again or deleted", "object", key, "error", err)

@@ -63,13 +63,16 @@ type Applied struct {
 type Config struct {
 	Dir    string // where it keeps what it must not forget; made if need be
 	Folder Folder // of manifests; no Dir: none
-	Log    *slog.Logger
+	// Vet returns why an object may not become another one of its key, besides what manifest.CheckUpdate says. nil: for no reason.
+	Vet func(was, is manifest.Object) error
+	Log *slog.Logger
 }
 
 // A Store is all that is declared. Its methods may be called by anybody at any time.
 type Store struct {
 	disk   disk
 	folder Folder
+	vet    func(was, is manifest.Object) error
 	log    *slog.Logger
 	ready  chan struct{}
 	rouse  chan struct{} // when a claim begins to leave
@@ -103,7 +106,7 @@ type file struct {
 // looks for what has changed.
 func Open(c Config) (*Store, error) {
 	s := &Store{
-		disk: disk{c.Dir}, folder: c.Folder, log: c.Log,
+		disk: disk{c.Dir}, folder: c.Folder, vet: c.Vet, log: c.Log,
 		ready: make(chan struct{}), rouse: make(chan struct{}, 1),
 		claims: map[manifest.Key][]*claim{}, files: map[string]*file{}, view: map[manifest.Key]Entry{}, subs: map[*Subscription]bool{},
 	}
@@ -174,15 +177,34 @@ func (s *Store) Apply(objects []manifest.Object) ([]Applied, error) {
 	if err := s.mayApply(objects); err != nil {
 		return nil, err
 	}
-	var done []Applied
-	for _, o := range objects {
+	results := map[manifest.Key]string{}
+	var failed error
+	for _, o := range slices.SortedStableFunc(slices.Values(objects), podsLast) {
 		result, err := s.apply(o)
 		if err != nil {
-			return done, fmt.Errorf("apply %s: %w", o.Key, err)
+			failed = fmt.Errorf("apply %s: %w", o.Key, err)
+			break
 		}
-		done = append(done, Applied{o.Key, result, o.Warnings})
+		results[o.Key] = result
 	}
-	return done, nil
+	var done []Applied
+	for _, o := range objects {
+		if result, ok := results[o.Key]; ok {
+			done = append(done, Applied{o.Key, result, o.Warnings})
+		}
+	}
+	return done, failed
+}
+
+// podsLast orders what is declared together so that a pod finds what it uses, wherever that stands.
+func podsLast(a, b manifest.Object) int {
+	switch {
+	case (a.Pod == nil) == (b.Pod == nil):
+		return 0
+	case a.Pod == nil:
+		return -1
+	}
+	return 1
 }
 
 // mayApply returns one error for all objects that cannot be applied.
@@ -195,7 +217,7 @@ func (s *Store) mayApply(objects []manifest.Object) error {
 		}
 		if by := line[0].Origin; by.File != "" && line[0].until.IsZero() {
 			taken = append(taken, fmt.Sprintf("%s is declared by the file %s already: change it there, or take it out there first", o.Key, by.File))
-		} else if err := manifest.CheckUpdate(line[0].Object, o); err != nil {
+		} else if err := s.mayBecome(line[0].Object, o); err != nil {
 			wrong = append(wrong, err.Error())
 		}
 	}
@@ -206,6 +228,14 @@ func (s *Store) mayApply(objects []manifest.Object) error {
 		return fmt.Errorf("%s: %w", words, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// mayBecome returns why an object may not become another one.
+func (s *Store) mayBecome(was, is manifest.Object) error {
+	if err := manifest.CheckUpdate(was, is); err != nil || s.vet == nil {
+		return err
+	}
+	return s.vet(was, is)
 }
 
 func (s *Store) apply(o manifest.Object) (result string, err error) {
@@ -268,7 +298,7 @@ func (s *Store) setFile(path string, objects []manifest.Object, now time.Time) {
 		return
 	}
 	declared := map[manifest.Key]bool{}
-	for _, o := range objects {
+	for _, o := range slices.SortedStableFunc(slices.Values(objects), podsLast) {
 		declared[o.Key] = true
 		s.declare(path, o)
 	}
@@ -302,7 +332,7 @@ func (s *Store) declare(path string, o manifest.Object) {
 		return
 	}
 	was := line[i]
-	if err := manifest.CheckUpdate(was.Object, o); err != nil {
+	if err := s.mayBecome(was.Object, o); err != nil {
 		f := s.files[path]
 		f.faults = append(f.faults, &manifest.Fault{File: path, Line: o.Line, Reason: err.Error()})
 		stay([]*claim{was}) // it is declared, if differently
@@ -491,6 +521,9 @@ func (c *claim) identify(uid types.UID, created time.Time) {
 	case c.Claim != nil:
 		c.Claim = c.Claim.DeepCopy()
 		mark(&c.Claim.ObjectMeta)
+	case c.Volume != nil:
+		c.Volume = c.Volume.DeepCopy()
+		mark(&c.Volume.ObjectMeta)
 	}
 }
 

@@ -315,10 +315,10 @@ func TestBrokenFileKeepsWhatItDeclared(t *testing.T) {
 	n.open().run().ready()
 	n.shows("one=1@a.yaml", "two=1@a.yaml")
 	n.write("a.yaml", text("one", "2"), "---\nkind: Nonsense\n")
-	n.faulty("a.yaml:7: kind: a Nonsense means nothing to a node by itself, which takes Pod, ConfigMap, Secret and PersistentVolumeClaim")
+	n.faulty("a.yaml:7: kind: a Nonsense means nothing to a node by itself, which takes Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume")
 	n.stays("one=1@a.yaml", "two=1@a.yaml")
 	n.restart().ready()
-	n.faulty("a.yaml:7: kind: a Nonsense means nothing to a node by itself, which takes Pod, ConfigMap, Secret and PersistentVolumeClaim")
+	n.faulty("a.yaml:7: kind: a Nonsense means nothing to a node by itself, which takes Pod, ConfigMap, Secret, PersistentVolumeClaim and PersistentVolume")
 	n.stays("one=1@a.yaml", "two=1@a.yaml")
 	n.write("a.yaml", text("one", "2"))
 	n.shows("one=2@a.yaml")
@@ -631,4 +631,61 @@ func TestFolderIsConfiguredAway(t *testing.T) {
 	n.noFolder = true
 	n.open().run().ready()
 	n.shows()
+}
+
+// What is the node's and in no namespace is kept as all else is; what is declared together reaches the pods of it last.
+func TestVolumes(t *testing.T) {
+	n := newNode(t).open().run()
+	n.ready()
+	const volume = "---\napiVersion: v1\nkind: PersistentVolume\nmetadata: {name: v}\nspec: {accessModes: [ReadWriteOnce], capacity: {storage: 1Gi}, hostPath: {path: /x}}\n"
+	const pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: i}]}\n"
+	n.sub.Take()
+	done, err := n.store.Apply(objects(t, pod, volume))
+	if err != nil || len(done) != 2 || done[0].Key.Kind != manifest.Pod || done[1].Result != "created" {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	k := manifest.Key{Kind: manifest.Volume, Name: "v"}
+	first, ok := n.store.Get(k)
+	if !ok || first.Volume.UID == "" || first.Volume.UID != first.UID || first.Volume.CreationTimestamp.IsZero() {
+		t.Fatalf("%+v, %v", first, ok)
+	}
+	n.restart()
+	if again, ok := n.store.Get(k); !ok || again.UID != first.UID || again.Lost != nil || again.Volume == nil {
+		t.Errorf("after a restart: %+v, %v", again, ok)
+	}
+	n.must(n.store.Delete(k))
+	n.restart()
+	if _, ok := n.store.Get(k); ok {
+		t.Error("it is there again")
+	}
+	all := objects(t, pod, text("m", "1"), volume)
+	slices.SortStableFunc(all, podsLast)
+	if all[0].ConfigMap == nil || all[1].Volume == nil || all[2].Pod == nil {
+		t.Errorf("the order is %v, %v, %v", all[0].Key, all[1].Key, all[2].Key)
+	}
+}
+
+// Who knows more of an object may refuse what it is to become.
+func TestVet(t *testing.T) {
+	n := newNode(t).open().run()
+	n.ready()
+	n.store.mu.Lock()
+	n.store.vet = func(was, is manifest.Object) error {
+		if is.ConfigMap.Data["v"] == "no" {
+			return fmt.Errorf("%s stays %s", was.Name, was.ConfigMap.Data["v"])
+		}
+		return nil
+	}
+	n.store.mu.Unlock()
+	n.write("a.yaml", text("a", "1"))
+	n.shows("a=1@a.yaml")
+	n.write("a.yaml", text("a", "no"))
+	n.faulty("a.yaml:2: a stays 1")
+	n.stays("a=1@a.yaml")
+	if _, err := n.store.Apply(objects(t, text("b", "1"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.store.Apply(objects(t, text("b", "no"))); err == nil || !strings.Contains(err.Error(), "b stays 1") {
+		t.Error(err)
+	}
 }

@@ -26,8 +26,8 @@ const (
 
 // setUpNFS mounts an export of a server. It is left to the node's mount(8), as upstream does: which version and which
 // options a server takes is found out by its helper, mount.nfs.
-func (m *Manager) setUpNFS(ctx context.Context, pod *v1.Pod, v *v1.Volume) (string, error) {
-	dir := m.path(pod.UID, nfsKind, v.Name)
+func (m *Manager) setUpNFS(ctx context.Context, pod *v1.Pod, name string, nfs *v1.NFSVolumeSource, options []string) (string, error) {
+	dir := m.path(pod.UID, nfsKind, name)
 	// What is mounted is not looked at any further: its server may not answer.
 	there, err := mounted(dir)
 	if there || err != nil {
@@ -36,20 +36,23 @@ func (m *Manager) setUpNFS(ctx context.Context, pod *v1.Pod, v *v1.Volume) (stri
 	if err := makeDir(dir, nil); err != nil {
 		return "", err
 	}
-	server := v.NFS.Server
+	server := nfs.Server
 	if ip := net.ParseIP(server); ip != nil && ip.To4() == nil {
 		server = "[" + server + "]"
 	}
 	args := []string{"-t", "nfs"}
-	if v.NFS.ReadOnly {
-		args = append(args, "-o", "ro")
+	if nfs.ReadOnly {
+		options = append([]string{"ro"}, options...)
+	}
+	if len(options) > 0 {
+		args = append(args, "-o", strings.Join(options, ","))
 	}
 	ctx, cancel := context.WithTimeout(ctx, nfsTimeout)
 	defer cancel()
-	out, err := withHelper(ctx, "mount", append(args, "--", server+":"+v.NFS.Path, dir)...).CombinedOutput()
+	out, err := withHelper(ctx, "mount", append(args, "--", server+":"+nfs.Path, dir)...).CombinedOutput()
 	switch {
 	case ctx.Err() != nil:
-		return "", fmt.Errorf("mount %s:%s: no answer: %w", server, v.NFS.Path, errors.Join(ctx.Err(), errdefs.ErrUnavailable))
+		return "", fmt.Errorf("mount %s:%s: no answer: %w", server, nfs.Path, errors.Join(ctx.Err(), errdefs.ErrUnavailable))
 	case err != nil:
 		return "", fmt.Errorf("mount failed: %w: %s", err, strings.TrimSpace(string(out)))
 	}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -115,7 +116,8 @@ func fileSystem(st *unix.Statfs_t) FileSystem {
 }
 
 // Measure returns what the volumes of a pod take, of the kinds that upstream's kubelet measures: those with a folder of the
-// node's. What is on the host anyway, or in an image, is nobody's in particular. As with Usage, files are counted.
+// node's, and local volumes, of which it looks at the file system. What is on the host anyway, or in an image, is nobody's in
+// particular. As with Usage, files are counted.
 func (m *Manager) Measure(pod *v1.Pod) ([]Usage, error) {
 	var out []Usage
 	var failed error
@@ -123,6 +125,7 @@ func (m *Manager) Measure(pod *v1.Pod) ([]Usage, error) {
 		u := Usage{Name: pod.Spec.Volumes[i].Name}
 		path := m.place(pod, &pod.Spec.Volumes[i], &u.Kind)
 		if path == "" {
+			failed = firstOf(failed, m.measureLocal(pod, &pod.Spec.Volumes[i], &out))
 			continue
 		}
 		if err := u.measure(path); err != nil {
@@ -136,6 +139,27 @@ func (m *Manager) Measure(pod *v1.Pod) ([]Usage, error) {
 	return out, failed
 }
 
+// measureLocal adds what the file system of a local volume has, if a claim is bound to one.
+func (m *Manager) measureLocal(pod *v1.Pod, v *v1.Volume, out *[]Usage) error {
+	if v.PersistentVolumeClaim == nil {
+		return nil
+	}
+	bound, err := m.Bound(pod.Namespace, v.PersistentVolumeClaim.ClaimName)
+	if err != nil || bound == nil || bound.Spec.Local == nil {
+		return nil // the pod's events say so
+	}
+	path, err := m.checkLocal(context.Background(), bound)
+	if err != nil {
+		return err
+	}
+	u := Usage{Name: v.Name, Kind: localKind, Mounted: true}
+	if err := u.ofFileSystem(path); err != nil {
+		return err
+	}
+	*out = append(*out, u)
+	return nil
+}
+
 // place is the folder of a volume and its kind, if it has one.
 func (m *Manager) place(pod *v1.Pod, v *v1.Volume, kind *string) string {
 	switch {
@@ -146,7 +170,11 @@ func (m *Manager) place(pod *v1.Pod, v *v1.Volume, kind *string) string {
 	case hasContent(v):
 		return filepath.Join(m.MemoryDir, string(pod.UID), v.Name)
 	case v.PersistentVolumeClaim != nil:
-		return m.ClaimDir(pod.Namespace, v.PersistentVolumeClaim.ClaimName)
+		name := v.PersistentVolumeClaim.ClaimName
+		if bound, err := m.Bound(pod.Namespace, name); bound != nil || err != nil {
+			return "" // it is on the host anyway, or its server may not answer
+		}
+		return m.ClaimDir(pod.Namespace, name)
 	default:
 		return ""
 	}

@@ -41,6 +41,8 @@ type Config struct {
 	ClaimsDir string
 	// Node is what pods can be told of it by downwardAPI volumes.
 	Node *podspec.Node
+	// Bound is the PersistentVolume that a claim is bound to; nil is its folder in ClaimsDir.
+	Bound func(namespace, claim string) (*v1.PersistentVolume, error)
 	// HostPaths looks up what may hang.
 	HostPaths *hostpath.Resolver
 	Log       *slog.Logger
@@ -57,6 +59,9 @@ type Manager struct {
 func New(c Config) *Manager {
 	if c.HostPaths == nil {
 		c.HostPaths = &hostpath.Resolver{}
+	}
+	if c.Bound == nil {
+		c.Bound = func(string, string) (*v1.PersistentVolume, error) { return nil, nil }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -171,9 +176,9 @@ func (m *Manager) setUp(ctx context.Context, pod *v1.Pod, v *v1.Volume, in Input
 	case v.HostPath != nil:
 		return podspec.Volume{Path: v.HostPath.Path}, m.checkHostPath(ctx, v.HostPath)
 	case v.PersistentVolumeClaim != nil:
-		return m.setUpClaim(pod, v, in)
+		return m.setUpClaim(ctx, pod, v, in)
 	case v.NFS != nil:
-		path, err := m.setUpNFS(ctx, pod, v)
+		path, err := m.setUpNFS(ctx, pod, v.Name, v.NFS, nil)
 		return podspec.Volume{Path: path, ReadOnly: v.NFS.ReadOnly}, err
 	case v.Image != nil:
 		id := in.Images[v.Name]
@@ -190,6 +195,7 @@ const (
 	emptyDirKind  = "empty-dir"
 	configMapKind = "configmap"
 	nfsKind       = "nfs"
+	localKind     = "local-volume"
 )
 
 func (m *Manager) podDir(uid types.UID) string { return filepath.Join(m.PodsDir, string(uid)) }

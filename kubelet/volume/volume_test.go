@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	corev1 "k8s.io/kubernetes/pkg/apis/core/v1"
 
@@ -486,6 +487,85 @@ func TestMeasure(t *testing.T) {
 	}
 	if none, err := MeasureFolder(filepath.Join(m.PodsDir, "none")); err != nil || none.Bytes != 0 {
 		t.Errorf("of no folder: %v, %v", none, err)
+	}
+}
+
+// A claim that is bound has what the PersistentVolume names, and no folder of its own.
+func TestBoundClaim(t *testing.T) {
+	needRoot(t)
+	m := newManager(t)
+	top := t.TempDir()
+	dir := filepath.Join(top, "data")
+	var bound *v1.PersistentVolume
+	var failed error
+	m.Bound = func(namespace, name string) (*v1.PersistentVolume, error) {
+		if namespace != "shop" || name != "disk" {
+			t.Errorf("asked for %s/%s", namespace, name)
+		}
+		return bound, failed
+	}
+	pod := podOf(t, "securityContext: {fsGroup: 4321}\nvolumes: [{name: data, persistentVolumeClaim: {claimName: disk}}]")
+	in := objects{claims: []string{"disk"}}.inputs()
+	setUp := func() (podspec.Volume, string) {
+		t.Helper()
+		all, err := m.Setup(t.Context(), pod, in)
+		if err != nil {
+			return podspec.Volume{}, err.Error()
+		}
+		return all["data"], ""
+	}
+	local := func(path string) {
+		bound = &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "v"}}
+		bound.Spec.Local = &v1.LocalVolumeSource{Path: path}
+	}
+
+	local(dir)
+	if _, got := setUp(); got != `MountVolume.SetUp failed for volume "data" : path "`+dir+`" does not exist` {
+		t.Error(got)
+	}
+	if err := os.WriteFile(dir, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, got := setUp(); !strings.Contains(got, "spec.local.path of PersistentVolume \"v\": "+dir+" is not a directory") {
+		t.Error(got)
+	}
+	device := filepath.Join(top, "device")
+	if err := unix.Mknod(device, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 200))); err != nil {
+		t.Fatal(err)
+	}
+	local(device)
+	if _, got := setUp(); !strings.Contains(got, device+" is a block device: mount it") {
+		t.Error(got)
+	}
+	if err := errors.Join(os.Remove(dir), os.Mkdir(dir, 0o755), os.Symlink(dir, filepath.Join(top, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	local(filepath.Join(top, "link"))
+	if v, got := setUp(); got != "" || v.Path != dir || v.ReadOnly || !v.Relabel {
+		t.Errorf("%+v, %s", v, got)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil || st.Gid != 4321 || st.Mode&0o7777 != 0o2775 {
+		t.Errorf("it has group %d and mode %o, %v", st.Gid, st.Mode, err)
+	}
+	if used, err := m.Measure(pod); err != nil || len(used) != 1 || used[0].Name != "data" || used[0].On.Capacity == 0 {
+		t.Errorf("%+v, %v", used, err)
+	}
+
+	pod.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = true
+	bound.Spec.Local, bound.Spec.HostPath = nil, &v1.HostPathVolumeSource{Path: dir}
+	if v, got := setUp(); got != "" || v != (podspec.Volume{Path: dir, ReadOnly: true}) {
+		t.Errorf("%+v, %s", v, got)
+	}
+	if used, err := m.Measure(pod); err != nil || len(used) != 0 {
+		t.Errorf("%+v, %v", used, err)
+	}
+	failed = errors.New("PVC is not bound")
+	if _, got := setUp(); !strings.HasSuffix(got, `"data" : PVC is not bound`) {
+		t.Error(got)
+	}
+	if _, err := os.Lstat(m.ClaimDir("shop", "disk")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it has a folder: %v", err)
 	}
 }
 
