@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/berth-node/berth/internal/config"
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/kubelet/podspec"
 )
 
 func configCommand() *cobra.Command {
@@ -24,21 +27,39 @@ func configCommand() *cobra.Command {
 			Short: "Say what is wrong in a configuration file, by line and key",
 			Args:  operands(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := config.Load(args[0])
-				if err != nil {
+				if _, err := loadConfig(args[0]); err != nil {
 					return err
 				}
-				_, err = evictionRules(&c.Kubelet)
-				if _, bad := reservations(&c.Kubelet); err == nil {
-					err = bad
-				}
-				if err != nil {
-					return fmt.Errorf("%s: %w", args[0], err)
-				}
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), args[0]+": ok")
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), args[0]+": ok")
 				return err
 			},
 		},
 	)
 	return cmd
+}
+
+// loadConfig reads a configuration file. What package config knows nothing of is checked here, before anything begins by it.
+func loadConfig(path string) (config.Config, error) {
+	c, err := config.Load(path)
+	if err != nil {
+		return c, err
+	}
+	_, badEviction := evictionRules(&c.Kubelet)
+	_, badReservation := reservations(&c.Kubelet)
+	var faults []error
+	for _, fault := range []error{badEviction, badReservation, checkSysctls(&c.Kubelet)} {
+		if fault != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", path, fault))
+		}
+	}
+	return c, errors.Join(faults...)
+}
+
+func checkSysctls(k *config.Kubelet) error {
+	for _, pattern := range k.UnsafeSysctls {
+		if err := podspec.CheckSysctlPattern(pattern); err != nil {
+			return fmt.Errorf("kubelet.allowedUnsafeSysctls: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }

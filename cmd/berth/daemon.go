@@ -179,7 +179,7 @@ func (b *berth) lock() error {
 		}
 		path := b.lockPaths()[name]
 		if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", map[string]string{rootLock: "rootDir", runLock: "runDir"}[name], err)
 		}
 		l, err := filelock.Acquire(path)
 		if err != nil {

@@ -81,11 +81,6 @@ func (n *node) openSelf() (*self, error) {
 	}
 	s.room = newRoom(s.allocatable, s.preempt)
 	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, usable, n.log)
-	for _, pattern := range c.UnsafeSysctls {
-		if err := podspec.CheckSysctlPattern(pattern); err != nil {
-			return nil, fmt.Errorf("kubelet.allowedUnsafeSysctls: %w", err)
-		}
-	}
 	s.able = podspec.Abilities{Sysctls: c.UnsafeSysctls, AppArmor: appArmorEnabled(), SupplementalGroups: true}
 	if s.spec, err = n.podSpec(s, facts); err != nil {
 		return nil, err

@@ -98,7 +98,7 @@ func configure(set *pflag.FlagSet, exe string) (config.Config, error) {
 	if err != nil {
 		return config.Config{}, err
 	}
-	c, err := config.Load(path)
+	c, err := loadConfig(path)
 	if errors.Is(err, fs.ErrNotExist) && !set.Changed("config") {
 		c, err = config.Default(), nil
 	}

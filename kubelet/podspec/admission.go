@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/component-helpers/node/util/sysctl"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
+	"k8s.io/kubernetes/pkg/apis/core/validation"
 	"k8s.io/kubernetes/pkg/util/kernel"
 )
 
@@ -111,8 +112,15 @@ func kernelVersion() *version.Version {
 	return v
 }
 
-// CheckSysctlPattern refuses a pattern of the configuration that names what is not a pod's own.
+// CheckSysctlPattern refuses a pattern of the configuration that names nothing, or what is not a pod's own.
 func CheckSysctlPattern(pattern string) error {
+	name := pattern
+	if beginning, is := strings.CutSuffix(pattern, "*"); is {
+		name = beginning + "a"
+	}
+	if !validation.IsValidSysctlName(name) {
+		return fmt.Errorf("sysctl %q is neither a name nor the beginning of one that ends in *", pattern)
+	}
 	if ns, name, _ := sysctl.GetNamespace(pattern); ns == sysctl.UnknownNamespace {
 		return fmt.Errorf("the sysctls %q are not known to be namespaced", name)
 	}

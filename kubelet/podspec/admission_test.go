@@ -47,7 +47,8 @@ func TestCheck(t *testing.T) {
 }
 
 func TestSysctlPatterns(t *testing.T) {
-	for pattern, ok := range map[string]bool{"kernel.msg*": true, "net.core.somaxconn": true, "fs.mqueue.*": true, "kernel.panic": false, "vm.*": false} {
+	for pattern, ok := range map[string]bool{"kernel.msg*": true, "net.core.somaxconn": true, "fs.mqueue.*": true, "kernel.panic": false, "vm.*": false,
+		"net.*.x": false, "*": false, "": false, "net.ipv4.": false, "kernel.shm*": true, "net/ipv4/*": true} {
 		if err := CheckSysctlPattern(pattern); (err == nil) != ok {
 			t.Errorf("%s: %v", pattern, err)
 		}
