@@ -31,7 +31,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, exit.Text)
 			os.Exit(exit.Code)
 		case errors.Is(err, errNotWell): // that was said at length
-		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+		case ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))):
 			fmt.Fprintln(os.Stderr, "berth: interrupted")
 		case errors.As(err, &said):
 			fmt.Fprintln(os.Stderr, ctl.Message(said.error))

@@ -4,6 +4,7 @@ package pods
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 func (u tool) talk(t *testing.T, args ...string) (cmd *exec.Cmd, stdin io.WriteCloser, stdout *bufio.Reader) {
 	t.Helper()
 	cmd = u.command(harness.Ctx(t), args...)
+	cmd.Stderr = &bytes.Buffer{}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +93,23 @@ func TestSessionsOutliveAnUpgrade(t *testing.T) {
 	n.remove("web.yaml")
 	if got := <-waiting; got != "pod/web condition met\n0" {
 		t.Errorf("wait over an upgrade: %s", got)
+	}
+}
+
+// TestInterrupted has a user end what would go on.
+func TestInterrupted(t *testing.T) {
+	n := start(t)
+	n.write("web.yaml", podText("web", sleeper))
+	n.awaitReady("web")
+	cmd, _, stdout := n.berth().talk(t, "exec", "web", "--", "sh", "-c", "echo here; sleep 1000")
+	if line, err := stdout.ReadString('\n'); line != "here\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || fmt.Sprint(cmd.Stderr) != "berth: interrupted\n" {
+		t.Errorf("%v: %s", err, cmd.Stderr)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -157,6 +158,9 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	if err != nil {
 		var unreachable *net.OpError
 		if errors.As(err, &unreachable) && unreachable.Op == "dial" {
+			if errors.Is(err, fs.ErrPermission) {
+				return nil, fmt.Errorf("the daemon's socket %s is root's alone: %w", c.socket, unreachable.Err)
+			}
 			return nil, fmt.Errorf("no daemon answers on %s (is berth serve running, with this --run-dir?): %w", c.socket, unreachable.Err)
 		}
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -38,10 +39,17 @@ func NewClient(socket string) *Client {
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	d := net.Dialer{Timeout: 5 * time.Second}
 	conn, err := d.DialContext(ctx, "unix", c.socket)
-	if err != nil {
-		return nil, fmt.Errorf("no daemon answers on %s: is \"berth serve\" running, and are you root? %w", c.socket, err)
+	var inner *net.OpError
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return conn, err
+	case errors.As(err, &inner):
+		err = inner.Err // without the socket's name, which is said here
 	}
-	return conn, nil
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("the daemon's socket %s is root's alone: %w", c.socket, err)
+	}
+	return nil, fmt.Errorf("no daemon answers on %s (is berth serve running, with this --run-dir?): %w", c.socket, err)
 }
 
 // A call is a request.

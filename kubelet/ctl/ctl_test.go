@@ -3,6 +3,7 @@ package ctl
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
@@ -210,6 +212,25 @@ func TestMessages(t *testing.T) {
 		if got := Message(tt.err); got != tt.want {
 			t.Errorf("%s, want %s", got, tt.want)
 		}
+	}
+}
+
+// Only what has waited as long as it was told to has timed out.
+func TestAnInterruptedWaitHasNotTimedOut(t *testing.T) {
+	c := NewClient(filepath.Join(t.TempDir(), "none.sock"))
+	pod := target{kind: metav1.APIResource{Name: "pods", Namespaced: true}, name: "p"}
+	wait := func(ctx context.Context) error {
+		return c.await(ctx, pod, Scope{Namespace: "default"}, func(map[string]any, bool) (bool, error) { return false, nil })
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	if err := wait(ctx); err == nil || err.Error() != "timed out waiting for the condition on pods/p" {
+		t.Errorf("too late: %v", err)
 	}
 }
 

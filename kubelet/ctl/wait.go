@@ -157,7 +157,7 @@ func (c *Client) awaitObject(ctx context.Context, t target, s Scope, mayCome boo
 // say, begins again.
 func (c *Client) await(ctx context.Context, t target, s Scope, done func(o map[string]any, there bool) (bool, error)) error {
 	timedOut := func(err error) error {
-		if ctx.Err() != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return fmt.Errorf("timed out waiting for the condition on %s/%s", t.kind.Name, t.name)
 		}
 		return err
