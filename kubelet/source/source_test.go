@@ -619,6 +619,12 @@ func TestWithoutInotify(t *testing.T) {
 	n.must(os.Chtimes(n.path("a.yaml"), old, old))
 	w.scan()
 	n.shows("one=2@a.yaml")
+	// A file of a time that is yet to come does not wait for it.
+	n.write("a.yaml", text("one", "3"))
+	later := time.Now().Add(time.Hour)
+	n.must(os.Chtimes(n.path("a.yaml"), later, later))
+	w.scan()
+	n.shows("one=3@a.yaml")
 }
 
 // The folder of another configuration declares nothing any more.

@@ -99,6 +99,13 @@ type stamp struct {
 	mtime, ctim unix.Timespec
 }
 
+// fresh reports whether the file was written just now, and may be still. A time that is yet to come was given to it by somebody, or
+// the clock was set back: it says nothing.
+func (st stamp) fresh(now time.Time) bool {
+	age := now.Sub(time.Unix(st.mtime.Unix()))
+	return 0 <= age && age < settle
+}
+
 // next returns how long there is nothing to do.
 func (w *watcher) next(now time.Time) time.Duration {
 	const ever = 24 * time.Hour
@@ -383,7 +390,7 @@ func (w *watcher) look(path string) {
 	case err != nil:
 		w.s.setBroken(path, err)
 	case w.seen[path] == st:
-	case w.s.declares(path) && time.Since(time.Unix(st.mtime.Unix())) < settle:
+	case w.s.declares(path) && st.fresh(time.Now()):
 		// Somebody may be writing it. If so, the kernel tells when he is done, but for those files that it cannot watch.
 		if soon := time.Now().Add(settle); w.rescan.IsZero() || w.rescan.After(soon) {
 			w.rescan = soon
@@ -401,7 +408,7 @@ func (w *watcher) confirm(path string, now time.Time) {
 	case errors.Is(err, fs.ErrNotExist), err == nil && w.seen[path] == st:
 	case err != nil:
 		w.s.setBroken(path, err)
-	case now.Sub(time.Unix(st.mtime.Unix())) < settle:
+	case st.fresh(now):
 		w.s.wait(path, now) // it is being written
 	default:
 		w.read(path, st)
