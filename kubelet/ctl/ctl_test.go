@@ -286,3 +286,26 @@ func TestSortBy(t *testing.T) {
 		}
 	}
 }
+
+// A path is followed as kubectl does it.
+func TestJSONPath(t *testing.T) {
+	pod := &v1.Pod{}
+	pod.Name, pod.Spec.Containers = "web", []v1.Container{{Name: "a"}, {Name: "b"}}
+	for output, want := range map[string]string{
+		"jsonpath={.metadata.name}":                          "web",
+		"jsonpath={.metadata.name}={.spec.none.at.all};":     "web=;",
+		"jsonpath={.metadata.labels['app']}":                 "",
+		"jsonpath={range .spec.containers[*]}{.image}x{end}": "xx",
+		"jsonpath-as-json={.spec.containers[*].name}":        `["a","b"]`,
+		"jsonpath-as-json={.metadata.labels}":                "[]",
+	} {
+		p, err := newPrinter(GetOptions{Output: output}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		if err := p.to.PrintObj(pod, &got); err != nil || strings.Join(strings.Fields(got.String()), "") != want {
+			t.Errorf("%s: %q, %v, want %q", output, got.String(), err, want)
+		}
+	}
+}

@@ -182,7 +182,13 @@ func jsonPathPrinter(format, argument string) (printers.ResourcePrinter, error) 
 	if text == "" {
 		return nil, errors.New("template format specified but no template given")
 	}
-	return printers.NewJSONPathPrinter(relaxed(text))
+	p, err := printers.NewJSONPathPrinter(relaxed(text))
+	if err != nil {
+		return nil, err
+	}
+	p.AllowMissingKeys(true) // what an object does not have is empty
+	p.EnableJSONOutput(format == "jsonpath-as-json")
+	return p, nil
 }
 
 // relaxed lets a path stand without its braces: ".status.phase" is "{.status.phase}".
