@@ -441,7 +441,7 @@ func (e *fakeEvents) Close() {
 // specOf is what pods are told of the machine.
 func (m *machine) specOf() *podspec.Node {
 	return &podspec.Node{
-		IPs: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}, LogDir: m.logs,
+		IPs: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}, LogDir: m.logs, LinkDir: m.logs + "-links",
 		Resources:    &resource.Node{MemoryCapacity: 8 << 30},
 		CgroupParent: func(pod *v1.Pod) string { return resource.Tree{}.Pod(pod.UID, resource.Class(pod)) },
 	}

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/berth-node/berth/kubelet/manifest"
+	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
 	"github.com/berth-node/berth/kubelet/source"
 	"github.com/berth-node/berth/kubelet/volume"
@@ -218,7 +219,7 @@ func (d *daemon) isGone() {
 	if len(d.sandboxes) > 0 || len(d.containers) > 0 {
 		d.t.Errorf("%d sandboxes and %d containers are left", len(d.sandboxes), len(d.containers))
 	}
-	for _, dir := range []string{filepath.Join(d.dir, "pods"), d.logs} {
+	for _, dir := range []string{filepath.Join(d.dir, "pods"), d.logs, d.logs + "-links"} {
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			d.t.Errorf("%s: %v, %v", dir, entries, err)
 		}
@@ -539,6 +540,82 @@ func TestTheNextDaemonWaitsOn(t *testing.T) {
 			1m41s: remove cgroup
 			1m42s: remove sandbox`)
 		d.isGone()
+	})
+}
+
+// What has ended and has a successor, or was a pod's that is over, goes with its log and the link to it when there is need of room.
+func TestDeadContainersGoWithTheirLogs(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		d.exit("a", 1)
+		d.after(10)
+		logs := func() (found []string) {
+			for _, pattern := range []string{d.logs + "/*/*/*.log", d.logs + "-links/*.log"} {
+				all, err := filepath.Glob(pattern)
+				if err != nil {
+					d.t.Fatal(err)
+				}
+				for _, path := range all {
+					found = append(found, filepath.Base(path))
+				}
+			}
+			return found
+		}
+		if got, want := fmt.Sprint(logs()), "[0.log 1.log p_default_a-c2.log p_default_a-c3.log]"; got != want {
+			d.t.Errorf("there are %s, want %s", got, want)
+		}
+		remove := func() {
+			if err := d.k.RemoveDead(d.t.Context()); err != nil {
+				d.t.Error(err)
+			}
+			synctest.Wait()
+		}
+		remove()
+		if got, want := fmt.Sprint(logs()), "[1.log p_default_a-c3.log]"; got != want {
+			d.t.Errorf("there are %s, want %s", got, want)
+		}
+		d.shows("Running ready; a running #1")
+		d.delete(1)
+		d.after(10)
+		d.apply(onePod + "  restartPolicy: Never\n")
+		d.after(10)
+		d.exit("a", 0)
+		d.after(10)
+		remove()
+		if got := logs(); len(got) > 0 {
+			d.t.Errorf("there are %q", got)
+		}
+		d.shows("Succeeded; a Completed 0")
+		d.delete(1)
+		d.after(10)
+		d.isGone()
+	})
+}
+
+// What a pod writes to its hosts file and as its last words takes room as all else that it writes.
+func TestFilesTakeRoom(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(onePod)
+		d.after(10)
+		pod, _ := d.k.pods.Get("default", "p")
+		before, err := d.k.Files(pod)
+		if err != nil || before.Inodes != 4 { // two folders, two files
+			d.t.Errorf("%+v, %v", before, err)
+		}
+		dir := d.k.store.podDir(pod.UID)
+		words, err := filepath.Glob(filepath.Join(podspec.TerminationDir(dir, "a"), "*"))
+		if err != nil || len(words) != 1 {
+			d.t.Fatal(words, err)
+		}
+		for _, path := range []string{words[0], filepath.Join(dir, podspec.HostsFile)} {
+			if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+				d.t.Fatal(err)
+			}
+		}
+		if after, err := d.k.Files(pod); err != nil || after.Bytes-before.Bytes < 2<<20-8<<10 || after.Inodes != 4 {
+			d.t.Errorf("%+v, %v", after, err)
+		}
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/kubelet/plan"
+	"github.com/berth-node/berth/kubelet/podspec"
 )
 
 // A store is the folder with what is kept of each pod: what it is (pod.json, written when it begins or is edited), and what
@@ -160,11 +161,11 @@ func (s store) write(p *incarnation, file string, v any) error {
 // and is left alone.
 func (s store) erase(uid types.UID) error {
 	dir := s.podDir(uid)
-	if err := os.RemoveAll(filepath.Join(dir, "containers")); err != nil {
+	if err := os.RemoveAll(podspec.TerminationDir(dir, "")); err != nil {
 		return err
 	}
 	// Without pod.json nobody would come back for the rest.
-	for _, file := range []string{"etc-hosts", stateFile, stateFile + ".damaged", podFile + ".damaged", podFile, ""} {
+	for _, file := range []string{podspec.HostsFile, stateFile, stateFile + ".damaged", podFile + ".damaged", podFile, ""} {
 		if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -53,7 +53,7 @@ func (n *node) openAPI() error {
 		NodeName: c.NodeName, Version: version, Kubelet: n.self.kubelet, Objects: n.api.declared, Events: n.self.events,
 		Container: n.runtime.Container, Sessions: n.api.sessions, Dir: n.cfg.RootDir,
 		Stats: n.podStats, Metrics: n.podMetrics, Descriptors: n.metricDescriptors(),
-		Volumes: n.self.volumes.Measure, LogDir: n.self.spec.ContainerLogDir,
+		Volumes: n.self.volumes.Measure, Files: n.self.kubelet.Files, LogDir: n.self.spec.ContainerLogDir,
 		Daemon: n.metrics.Gatherer(), Probes: probes, Configz: n.configz(), Now: time.Now, Log: n.log,
 		Node: func() *v1.Node { return n.nodeObject(facts) },
 	})

@@ -15,7 +15,6 @@ import (
 	"github.com/berth-node/berth/kubelet"
 	"github.com/berth-node/berth/kubelet/evict"
 	"github.com/berth-node/berth/kubelet/plan"
-	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/volume"
 	"github.com/berth-node/berth/runtime"
 )
@@ -63,7 +62,7 @@ func (n *node) newGuardian(s *self, dir string) (*guardian, error) {
 		Observe: observe, Pods: func() []*v1.Pod { return active(s.kubelet) },
 		Use: func(ctx context.Context, pod *v1.Pod) (evict.Use, bool) { return g.use(ctx, s, pod) },
 		Reclaim: func(ctx context.Context) error {
-			err := g.removeDead(ctx, s)
+			err := s.kubelet.RemoveDead(ctx)
 			g.images.RemoveUnused(ctx)
 			return err
 		},
@@ -193,27 +192,10 @@ func (g *guardian) use(ctx context.Context, s *self, pod *v1.Pod) (evict.Use, bo
 			u.Volumes[v.Name] = evict.FsUse{Bytes: int64(v.Bytes), Inodes: int64(v.Inodes)}
 		}
 	}
-	return u, true
-}
-
-// removeDead removes containers that have ended and are kept to be looked at only: of pods that are over, and those that have a
-// successor.
-func (g *guardian) removeDead(ctx context.Context, s *self) error {
-	var faults []error
-	seen := map[string]bool{}
-	for _, c := range g.node.runtime.Containers(runtime.ContainerFilter{}) { // newest first
-		labels := c.Config.GetLabels()
-		pod, ok := s.kubelet.Pods().Get(labels[podspec.PodNamespaceLabel], labels[podspec.PodNameLabel])
-		if !ok || string(pod.UID) != labels[podspec.PodUIDLabel] {
-			continue
-		}
-		name := string(pod.UID) + "/" + labels[podspec.ContainerNameLabel]
-		if c.State == runtime.Exited && (over(pod) || seen[name]) {
-			faults = append(faults, g.node.runtime.RemoveContainer(ctx, c.ID))
-		}
-		seen[name] = true
+	if files, err := s.kubelet.Files(pod); err == nil {
+		u.Other = evict.FsUse{Bytes: int64(files.Bytes), Inodes: int64(files.Inodes)}
 	}
-	return errors.Join(faults...)
+	return u, true
 }
 
 const (

@@ -61,3 +61,12 @@ func TestEmptyDirLimit(t *testing.T) {
 		"    volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {sizeLimit: 2Mi}}]\n"))
 	n.await("filler", "evicted", failed("Evicted", `Usage of EmptyDir volume "data" exceeds the limit "2Mi". `))
 }
+
+// What it writes to its /etc/hosts and as its last words counts too (CVE-2020-8557).
+func TestEphemeralStorageLimit(t *testing.T) {
+	n := start(t)
+	for name, file := range map[string]string{"hosts": "/etc/hosts", "words": "/dev/termination-log"} {
+		n.write(name+".yaml", podText(name, "dd if=/dev/zero of="+file+" bs=1M count=3; "+sleeper, "    resources: {limits: {ephemeral-storage: 2Mi}}\n"))
+		n.await(name, "evicted", failed("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. "))
+	}
+}

@@ -41,6 +41,9 @@ func (n *Node) MakeFiles(podDir string, pod *v1.Pod, c *v1.Container, sandbox []
 	return f, err
 }
 
+// HostsFile is the name of the pod's hosts file in its folder.
+const HostsFile = "etc-hosts"
+
 // TerminationDir has the files of the last words of a container and of those that it replaced.
 func TerminationDir(podDir, container string) string {
 	return filepath.Join(podDir, "containers", container)
@@ -67,7 +70,7 @@ func (n *Node) writeHosts(podDir string, pod *v1.Pod, sandbox []netip.Addr) (str
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(podDir, "etc-hosts")
+	path := filepath.Join(podDir, HostsFile)
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return path, nil
 	}

@@ -95,7 +95,7 @@ func TestSummaryOfStorage(t *testing.T) {
 	if *main.Rootfs.UsedBytes != 300 || main.Rootfs.AvailableBytes == nil {
 		t.Errorf("root: %+v", main.Rootfs)
 	}
-	if got, want := *pod.EphemeralStorage.UsedBytes, 300+*main.Logs.UsedBytes+1000+4000; got != want {
+	if got, want := *pod.EphemeralStorage.UsedBytes, 300+*main.Logs.UsedBytes+1000+4000+50000; got != want {
 		t.Errorf("all takes %d, want %d", got, want)
 	}
 	_, metrics := request(t, c, http.MethodGet, "/metrics", "", "")

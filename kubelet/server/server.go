@@ -97,8 +97,9 @@ type Config struct {
 	Stats       func(ctx context.Context) ([]*cri.PodSandboxStats, error)
 	Metrics     func(ctx context.Context) ([]*cri.PodSandboxMetrics, error)
 	Descriptors []*cri.MetricDescriptor
-	// Volumes measures those of a pod, and LogDir is where the logs of a container are.
+	// Volumes measures those of a pod, Files what else it has beside layers and logs, and LogDir is where the logs of a container are.
 	Volumes func(pod *v1.Pod) ([]volume.Usage, error)
+	Files   func(pod *v1.Pod) (volume.Usage, error)
 	LogDir  func(pod *v1.Pod, container string) string
 	// Daemon are the daemon's own metrics, and Probes those of the probes.
 	Daemon prometheus.Gatherer

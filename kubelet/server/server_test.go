@@ -158,6 +158,7 @@ func (n *node) server() *Server {
 		Descriptors: []*cri.MetricDescriptor{{Name: "container_cpu_usage_seconds_total", Help: "time", LabelKeys: []string{"pod"}}},
 		Daemon:      prometheus.NewRegistry(), Probes: prometheus.NewRegistry(),
 		LogDir: func(*v1.Pod, string) string { return filepath.Join(n.dir, "logs") },
+		Files:  func(*v1.Pod) (volume.Usage, error) { return volume.Usage{Bytes: 50000, Inodes: 5}, nil },
 		Volumes: func(p *v1.Pod) ([]volume.Usage, error) {
 			n.measured++
 			var out []volume.Usage

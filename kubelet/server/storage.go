@@ -43,7 +43,7 @@ func (s *Server) measure(all []usage) map[types.UID]measured {
 	return next
 }
 
-// addStorage adds to a pod what it takes of the disk: its volumes, its containers' logs, and all of it together. fs is the file
+// addStorage adds to a pod what it takes of the disk: its volumes, its containers' logs, and all of it together with its files. fs is the file
 // system that all is on but for volumes that are mounted.
 func (s *Server) addStorage(p *stats.PodStats, pod *v1.Pod, m measured, fs stats.FsStats) {
 	total := withUsage(fs, 0, 0)
@@ -66,6 +66,10 @@ func (s *Server) addStorage(p *stats.PodStats, pod *v1.Pod, m measured, fs stats
 			c.Logs = &l
 			add(c.Logs)
 		}
+	}
+	if files, err := s.cfg.Files(pod); err == nil {
+		all := withUsage(fs, files.Bytes, files.Inodes)
+		add(&all)
 	}
 	ephemeral, persistent := volumeStats(pod, m)
 	for i := range ephemeral {
