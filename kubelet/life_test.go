@@ -32,6 +32,7 @@ type daemon struct {
 	dir      string
 	declared *source.Store
 	k        *Kubelet
+	admit    func(pod *v1.Pod, others []*v1.Pod) *Refusal
 	stop     func()
 	uids     map[string]bool
 }
@@ -72,7 +73,7 @@ func (d *daemon) begin() {
 	k, err := New(Config{
 		Dir: d.dir, NodeName: "self", Runtime: d.machine, Source: declared, Spec: spec, Images: images,
 		Volumes: volume.New(volume.Config{PodsDir: filepath.Join(d.dir, "pods"), MemoryDir: filepath.Join(d.dir, "memory"), ClaimsDir: filepath.Join(d.dir, "claims"), Node: spec, Log: log}),
-		Cgroups: noCgroups{d.machine}, Users: noUsers{}, Events: d.machine, Log: log,
+		Cgroups: noCgroups{d.machine}, Users: noUsers{}, Events: d.machine, Log: log, Admit: d.admit,
 	})
 	if err != nil {
 		d.t.Fatal(err)
@@ -488,28 +489,95 @@ func TestAnUnknownContainer(t *testing.T) {
 	})
 }
 
-// A restart of the daemon neither ends nor changes anything: no pod becomes unready, no container begins anew. What ended meanwhile is
-// not taken for ready because its predecessor was.
+// A restart of the daemon neither ends nor changes anything: no pod becomes unready, no startup probe begins again, no container
+// begins anew. What ended meanwhile is not taken for ready because its predecessor was.
 func TestReadinessOutlivesTheDaemon(t *testing.T) {
 	inBubble(t, func(d *daemon) {
-		d.apply(strings.Replace(onePod, `"a:1"`, `"a:1", readinessProbe: {periodSeconds: 5, exec: {command: [ready]}}`, 1))
+		const probe = `periodSeconds: 5, exec: {command: [%s]}`
+		d.apply(strings.NewReplacer(
+			`"a:1"`, `"a:1", readinessProbe: {`+fmt.Sprintf(probe, "ready")+`}`,
+			`containers:`, `initContainers: [{name: s, image: "s:1", restartPolicy: Always, startupProbe: {`+fmt.Sprintf(probe, "started")+`}}]`+"\n  containers:",
+		).Replace(onePod))
 		d.after(20)
-		d.shows("Running ready; a running")
+		d.shows("Running ready; s running; a running")
 		clear(d.said)
 		before, _ := d.k.pods.Get("default", "p")
-		d.hooks["ready"] = func(ctx context.Context) (int32, error) { return 0, d.call(ctx, 3*time.Second, "probe") }
+		for _, command := range []string{"ready", "started"} {
+			d.hooks[command] = func(ctx context.Context) (int32, error) { return 0, d.call(ctx, 3*time.Second, "probe %s", command) }
+		}
 		d.restart()
 		d.after(2)
-		d.shows("Running ready; a running")
+		d.shows("Running ready; s running; a running")
 		if after, _ := d.k.pods.Get("default", "p"); after.UID != before.UID || !equality.Semantic.DeepEqual(after.Status, before.Status) {
-			t.Errorf("it was shown as %+v, and is shown as %+v", before.Status, after.Status)
+			d.t.Errorf("it was shown as %+v, and is shown as %+v", before.Status, after.Status)
+		}
+		d.after(10)
+		if strings.Contains(d.transcript(), "probe started") || !strings.Contains(d.transcript(), "probe ready") {
+			d.t.Errorf("what happened:\n%s", d.transcript())
 		}
 		d.stop()
 		d.exit("a", 1)
 		d.hooks["ready"] = func(context.Context) (int32, error) { return 1, nil }
 		d.begin()
 		d.after(10)
-		d.shows("Running; a running #1")
+		d.shows("Running; s running; a running #1")
+	})
+}
+
+// Who runs is not asked again whether he may: not by the next daemon, and not by an edit in place. Beside whom a pod is to fit are those
+// that run and those that end, however soon, but neither who was refused nor who has ended.
+func TestAdmission(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		named := func(name, more string) string { return strings.Replace(onePod, "name: p", "name: "+name, 1) + more }
+		var asked []string
+		d.admit = func(pod *v1.Pod, others []*v1.Pod) *Refusal {
+			beside := []string{pod.Name + ":"}
+			for _, o := range others {
+				beside = append(beside, o.Name)
+			}
+			slices.Sort(beside[1:])
+			asked = append(asked, strings.Join(beside, " "))
+			if pod.Name == "big" {
+				return &Refusal{"OutOfcpu", "Node didn't have enough resource: cpu"}
+			}
+			return nil
+		}
+		said := func(want string) {
+			d.t.Helper()
+			// Who was refused is asked about as often as he is looked at.
+			if got := strings.Join(slices.Compact(asked), "; "); got != want {
+				d.t.Errorf("asked: %s, want %s", got, want)
+			}
+			asked = nil
+		}
+		d.restart()
+		d.apply(onePod)
+		d.apply(named("done", "  restartPolicy: Never\n"))
+		d.apply(named("big", ""))
+		d.after(10)
+		said("p:; done: p; big: done p")
+		d.mu.Lock()
+		for _, c := range d.containers {
+			if d.sandboxes[c.SandboxID].Config.Metadata.Name == "done" {
+				d.end(c, 0)
+			}
+		}
+		d.mu.Unlock()
+		d.after(5)
+		said("big: p") // since done has left what it had
+		d.restart()
+		d.apply(strings.Replace(onePod, "a:1", "a:2", 1))
+		d.after(10)
+		said("big: p")
+		d.shows("Running ready; a running #1")
+		d.deaf["a"] = true
+		if _, err := d.k.DeletePod(d.t.Context(), "default", "p", DeleteOptions{Grace: new(int64)}); err != nil {
+			d.t.Fatal(err)
+		}
+		synctest.Wait()
+		d.apply(named("late", ""))
+		said("late: p")
+		d.after(10)
 	})
 }
 

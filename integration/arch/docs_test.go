@@ -15,6 +15,41 @@ var (
 	docPackage = regexp.MustCompile("`((?:cmd|cri|runtime|network|cgroups|internal|integration)/[a-z0-9_/-]+)`")
 )
 
+var (
+	docTest  = regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
+	testFunc = regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9]+)\(`)
+)
+
+// TestDocsNameTestsThatExist finds tests that the table of traps names and that are not there any more.
+func TestDocsNameTestsThatExist(t *testing.T) {
+	tests := map[string]bool{}
+	for _, file := range goFiles(t) {
+		if !strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range testFunc.FindAllStringSubmatch(string(source), -1) {
+			tests[m[1]] = true
+		}
+	}
+	data, err := os.ReadFile("../../docs/traps.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := docTest.FindAllStringSubmatch(string(data), -1)
+	for _, m := range named {
+		if !tests[m[1]] {
+			t.Errorf("docs/traps.md names %s, which no test is", m[1])
+		}
+	}
+	if len(named) == 0 {
+		t.Error("docs/traps.md names no tests")
+	}
+}
+
 // TestDocsNameWhatExists finds links, files and packages in the documentation that are not there any more.
 func TestDocsNameWhatExists(t *testing.T) {
 	sources := goFiles(t)

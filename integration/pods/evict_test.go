@@ -4,6 +4,8 @@ package pods
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -69,4 +71,48 @@ func TestEphemeralStorageLimit(t *testing.T) {
 		n.write(name+".yaml", podText(name, "dd if=/dev/zero of="+file+" bs=1M count=3; "+sleeper, "    resources: {limits: {ephemeral-storage: 2Mi}}\n"))
 		n.await(name, "evicted", failed("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. "))
 	}
+}
+
+// Too few processes that may yet begin cost pods too, and what the node counts is the kernel's number of tasks.
+func TestProcessPressure(t *testing.T) {
+	config := func(least string) string {
+		return "kubelet:\n  nodeName: self\n  evictionHard: {pid.available: " + least + ", memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n  evictionPressureTransitionPeriod: 1s\n"
+	}
+	n := start(t)
+	n.write("p.yaml", podText("p", sleeper))
+	n.awaitReady("p")
+	n.Reconfigure(t, config("1G"))
+	p := n.await("p", "evicted or refused", failed("Evicted", "pids"))
+	var least string
+	var available int
+	if _, err := fmt.Sscanf(p.Status.Message, "The node was low on resource: pids. Threshold quantity: %s available: %d.", &least, &available); err != nil || least != "1G," {
+		t.Fatalf("%q: %v", p.Status.Message, err)
+	}
+	if got := n.berth().ok(t, "get", "node", "self", "-o", "jsonpath={.status.conditions[?(@.type=='PIDPressure')].status}"); got != "True" {
+		t.Errorf("PIDPressure is %q", got)
+	}
+	most := min(numberIn(t, "/proc/sys/kernel/pid_max"), numberIn(t, "/proc/sys/kernel/threads-max"))
+	if now := numberIn(t, "/proc/loadavg"); most-available < now/2 || most-available > 2*now {
+		t.Errorf("%d tasks by %q; now there are %d", most-available, p.Status.Message, now)
+	}
+	n.Reconfigure(t, config("0%"))
+	n.awaitReady("p")
+}
+
+// numberIn reads a file with one number, or the number of tasks in loadavg.
+func numberIn(t *testing.T, file string) int {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := strings.TrimSpace(string(text))
+	if _, tasks, found := strings.Cut(number, "/"); found {
+		number, _, _ = strings.Cut(tasks, " ")
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -1,12 +1,15 @@
 package plan
 
 import (
+	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 )
 
 const begun = `prepare
@@ -411,4 +414,84 @@ func TestALongerGraceThanThePods(t *testing.T) {
 			t.Errorf("the grace is %d, want %d", got, c.want)
 		}
 	}
+}
+
+// A status that says the same is the same, also after it was written and read: its times are whole seconds, and its parts in order. What
+// others say of the pod stays.
+func TestTheSameStatusAgain(t *testing.T) {
+	c := container("b")
+	c.ReadinessProbe = &v1.Probe{}
+	w := newWorld(t, pod(c, container("a")))
+	w.now = epoch.Add(123456789)
+	w.o.Previous.Conditions = []v1.PodCondition{{Type: "example.org/Seen", Status: v1.ConditionTrue}}
+	w.settle()
+	for range 3 {
+		text, err := json.Marshal(w.last.Status)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var read v1.PodStatus
+		if err := json.Unmarshal(text, &read); err != nil {
+			t.Fatal(err)
+		}
+		if !equality.Semantic.DeepEqual(read, w.last.Status) {
+			t.Fatalf("what was written as\n%+v\nis read as\n%+v", w.last.Status, read)
+		}
+		w.now = w.now.Add(1111111111)
+		w.o.Previous = read
+		slices.Reverse(w.o.Containers)
+		if again := Next(w.pod, w.o, w.now).Status; !equality.Semantic.DeepEqual(again, read) {
+			t.Errorf("it is\n%+v\nand was\n%+v", again, read)
+		}
+	}
+	if s := w.last.Status; s.ContainerStatuses[0].Name != "a" || !slices.ContainsFunc(s.Conditions, func(c v1.PodCondition) bool { return c.Type == "example.org/Seen" }) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A pod keeps its addresses when its sandbox is gone; one on the host's network keeps the first, and may get one of the other family.
+func TestAddressesStay(t *testing.T) {
+	w := newWorld(t, pod(container("a")))
+	w.pod.Spec.RestartPolicy = v1.RestartPolicyNever
+	w.settle().exit("a", 0)
+	if s := w.last.Status; w.o.Sandboxes[0].Ready || s.PodIP != "10.0.0.9" || len(s.PodIPs) != 2 {
+		t.Errorf("%+v", s)
+	}
+	w = newWorld(t, pod(container("a")))
+	w.pod.Spec.HostNetwork, w.o.HostIPs = true, []string{"192.0.2.1"}
+	for _, c := range []struct{ host, want []string }{
+		{[]string{"192.0.2.1"}, []string{"192.0.2.1"}},
+		{[]string{"192.0.2.1", "2001:db8::1"}, []string{"192.0.2.1", "2001:db8::1"}},
+		{[]string{"192.0.2.99", "2001:db8::99"}, []string{"192.0.2.1", "2001:db8::1"}},
+	} {
+		w.o.HostIPs = c.host
+		w.settle()
+		var got []string
+		for _, ip := range w.last.Status.PodIPs {
+			got = append(got, ip.IP)
+		}
+		if !slices.Equal(got, c.want) || w.last.Status.PodIP != c.want[0] {
+			t.Errorf("on a host of %v it has %v, want %v", c.host, got, c.want)
+		}
+	}
+}
+
+// A pod that is over stays so, whatever becomes of what is left of it.
+func TestThereIsNoWayBack(t *testing.T) {
+	w := newWorld(t, pod(container("a")))
+	w.pod.Spec.RestartPolicy = v1.RestartPolicyNever
+	const over = "Succeeded; a Completed 0; not PodReadyToStartContainers Ready ContainersReady"
+	w.settle().exit("a", 0).shows(over)
+	w.log = nil
+	w.reboot().shows(over)
+	w.o.Containers = nil // somebody removed it
+	w.settle().shows(over)
+	w.settle().shows(over).said("-- reboot")
+	// It is the phase that counts: by its containers this one would run again.
+	w = newWorld(t, pod(container("a")))
+	w.pod.Spec.ActiveDeadlineSeconds = new(int64(60))
+	w.settle().after()
+	w.o.Memory, w.log = Memory{}, nil
+	w.pod.Spec.ActiveDeadlineSeconds = nil
+	w.settle().said("").shows("Failed DeadlineExceeded; a Error 143; not PodReadyToStartContainers Ready ContainersReady")
 }

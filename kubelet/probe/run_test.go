@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -80,6 +81,40 @@ func TestHTTP(t *testing.T) {
 	}
 	if result, _, err := run.probe(context.Background(), &v1.Probe{ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Port: intstr.FromString("none")}}}, target); err == nil || result != probe.Unknown {
 		t.Errorf("a port that has no such name: %s (%v)", result, err)
+	}
+}
+
+// Each probe has a connection of its own, which it leaves closed: the container that comes after this one gets none of its.
+func TestConnectionsAreNotKept(t *testing.T) {
+	var mu sync.Mutex
+	var opened, open int
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(make([]byte, 1<<20)) // more than anybody reads
+	}))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch s {
+		case http.StateNew:
+			opened, open = opened+1, open+1
+		case http.StateClosed, http.StateHijacked:
+			open--
+		}
+	}
+	server.Start()
+	where, _ := url.Parse(server.URL)
+	run := newRunner(nil)
+	get := &v1.Probe{ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Port: intstr.FromInt(portOf(t, where.Host))}}, TimeoutSeconds: 10}
+	for range 3 {
+		if result, output, err := run.probe(context.Background(), get, Target{PodIP: "127.0.0.1", Container: &v1.Container{}}); result != probe.Success || len(output) > 10<<10 {
+			t.Errorf("%s, %d bytes, %v", result, len(output), err)
+		}
+	}
+	server.Close() // waits for connections that are not idle
+	mu.Lock()
+	defer mu.Unlock()
+	if opened != 3 || open != 0 {
+		t.Errorf("%d connections for 3 probes, of which %d are open", opened, open)
 	}
 }
 
