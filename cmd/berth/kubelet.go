@@ -47,7 +47,7 @@ type self struct {
 	able     podspec.Abilities
 	// capacity is the machine's, allocatable what all pods together may request of it.
 	capacity, allocatable v1.ResourceList
-	room                  *room
+	room                  *resource.Room
 
 	end  context.CancelFunc
 	done chan error // has one value when all has ended
@@ -79,7 +79,7 @@ func (n *node) openSelf() (*self, error) {
 	if usable, s.allocatable, err = forPods(s.capacity, &c); err != nil {
 		return nil, err
 	}
-	s.room = newRoom(s.allocatable, s.preempt)
+	s.room = resource.NewRoom(s.allocatable, s.preempt, s.waits)
 	s.cgroups = resource.NewManager(host, c.CgroupRoot, facts, usable, n.log)
 	s.able = podspec.Abilities{Sysctls: c.UnsafeSysctls, AppArmor: appArmorEnabled(), SupplementalGroups: true}
 	if s.spec, err = n.podSpec(s, facts); err != nil {
@@ -215,7 +215,7 @@ func (s *self) admit(pod *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
 	if r := s.guardian.admit(pod); r != nil {
 		return r
 	}
-	if o := s.room.ask(pod, others, s.waits); o != nil {
+	if o := s.room.Ask(pod, others); o != nil {
 		return &kubelet.Refusal{Reason: o.Reason, Message: o.Message}
 	}
 	return nil
@@ -233,7 +233,7 @@ func (s *self) resize(have, want *v1.Pod, others []*v1.Pod) *kubelet.Refusal {
 	if r := s.guardian.admit(want); r != nil {
 		return r
 	}
-	if o := s.room.look(want, others, s.waits); o != nil {
+	if o := s.room.Look(want, others); o != nil {
 		return &kubelet.Refusal{Reason: o.Reason, Message: o.Message}
 	}
 	return nil

@@ -1,11 +1,11 @@
-package main
+package resource
 
 import (
 	"slices"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -18,11 +18,12 @@ func prior(name string, priority int32, phase v1.PodPhase) *v1.Pod {
 // What lesser pods leave to a more important one is not theirs again before it has come.
 func TestRoom(t *testing.T) {
 	var ended []string
-	r := newRoom(v1.ResourceList{v1.ResourcePods: resource.MustParse("2")}, func(v *v1.Pod) { ended = append(ended, v.Name) })
-	a, b, c, d := prior("a", 0, v1.PodRunning), prior("b", 5, v1.PodRunning), prior("c", 0, v1.PodPending), prior("d", 10, v1.PodFailed)
 	waits := true
+	r := NewRoom(v1.ResourceList{v1.ResourcePods: apiresource.MustParse("2")}, func(v *v1.Pod) { ended = append(ended, v.Name) },
+		func(types.NamespacedName) bool { return waits })
+	a, b, c, d := prior("a", 0, v1.PodRunning), prior("b", 5, v1.PodRunning), prior("c", 0, v1.PodPending), prior("d", 10, v1.PodFailed)
 	ask := func(pod *v1.Pod, others ...*v1.Pod) bool {
-		return r.ask(pod, others, func(types.NamespacedName) bool { return waits }) == nil
+		return r.Ask(pod, others) == nil
 	}
 
 	if ask(c, a, b) || len(ended) != 0 {
