@@ -34,7 +34,6 @@ type daemon struct {
 	k        *Kubelet
 	admit    func(pod *v1.Pod, others []*v1.Pod) *Refusal
 	stop     func()
-	uids     map[string]bool
 }
 
 // inBubble runs a test with a daemon.
