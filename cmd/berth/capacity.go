@@ -60,7 +60,9 @@ func capacity(node *resource.Node, root string, maxPods int) (v1.ResourceList, e
 // reservations are what is kept from pods, of the settings kubeReserved and systemReserved together.
 func reservations(c *config.Kubelet) (v1.ResourceList, error) {
 	all := v1.ResourceList{}
-	for setting, list := range map[string]map[string]string{"kubeReserved": c.KubeReserved, "systemReserved": c.SystemReserved} {
+	settings := map[string]map[string]string{"kubeReserved": c.KubeReserved, "systemReserved": c.SystemReserved}
+	for _, setting := range slices.Sorted(maps.Keys(settings)) {
+		list := settings[setting]
 		for _, name := range slices.Sorted(maps.Keys(list)) {
 			fault := func(words string) error {
 				return fmt.Errorf("kubelet.%s: %s: %s: %w", setting, name, words, errdefs.ErrInvalidArgument)

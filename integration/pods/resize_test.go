@@ -4,8 +4,6 @@ package pods
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,30 +29,6 @@ func (n *node) awaitResources(pod, container, want string) *v1.Pod {
 		r := s.Resources
 		return fmt.Sprint(r.Requests.Cpu(), r.Requests.Memory(), r.Limits.Cpu(), r.Limits.Memory()) == want && isReady(p)
 	})
-}
-
-// limit reads a limit of a container's cgroup, as podLimit does of the pod's.
-func (n *node) limit(p *v1.Pod, container, v1File, v2File string) string {
-	n.t.Helper()
-	_, id, _ := strings.Cut(status(p, container).ContainerID, "://")
-	for _, root := range []string{"/sys/fs/cgroup/" + filepath.Dir(v1File), "/sys/fs/cgroup"} {
-		var found string
-		_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.Contains(d.Name(), id) && found == "" {
-				for _, file := range []string{filepath.Base(v1File), v2File} {
-					if data, err := os.ReadFile(filepath.Join(path, file)); err == nil {
-						found = strings.TrimSpace(string(data))
-					}
-				}
-			}
-			return nil
-		})
-		if found != "" {
-			return found
-		}
-	}
-	n.t.Fatalf("no limit %s or %s of %s", v1File, v2File, container)
-	return ""
 }
 
 func (n *node) wantLimits(p *v1.Pod, memory, quota string) {

@@ -16,31 +16,39 @@ import (
 // podLimit reads a limit of a pod's cgroup: by controller and file on v1, by file on v2.
 func (n *node) podLimit(p *v1.Pod, v1File, v2File string) string {
 	n.t.Helper()
-	var found []string
-	for _, root := range []string{"/sys/fs/cgroup/" + filepath.Dir(v1File), "/sys/fs/cgroup"} {
-		err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-			if err != nil {
-				return nil // it went
+	return n.cgroupFile("pod "+p.Name, v1File, v2File, func(name string) bool {
+		return strings.HasSuffix(strings.ReplaceAll(strings.TrimSuffix(name, ".slice"), "_", "-"), "pod"+string(p.UID))
+	})
+}
+
+// limit reads one of a container's cgroup.
+func (n *node) limit(p *v1.Pod, container, v1File, v2File string) string {
+	n.t.Helper()
+	_, id, _ := strings.Cut(status(p, container).ContainerID, "://")
+	return n.cgroupFile(container, v1File, v2File, func(name string) bool { return strings.Contains(name, id) })
+}
+
+// cgroupFile reads a file of the uppermost cgroup with such a name.
+func (n *node) cgroupFile(what, v1File, v2File string, is func(name string) bool) string {
+	n.t.Helper()
+	for _, root := range []string{filepath.Join("/sys/fs/cgroup", filepath.Dir(v1File)), "/sys/fs/cgroup"} {
+		found := ""
+		_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if err != nil || found != "" || !d.IsDir() || !is(d.Name()) {
+				return nil // it went, or is another one
 			}
-			name := strings.ReplaceAll(d.Name(), "_", "-")
-			if d.IsDir() && strings.HasSuffix(strings.TrimSuffix(name, ".slice"), "pod"+string(p.UID)) {
-				file := filepath.Base(v1File)
-				if _, err := os.Stat(filepath.Join(path, v2File)); err == nil {
-					file = v2File
+			for _, file := range []string{filepath.Base(v1File), v2File} {
+				if data, err := os.ReadFile(filepath.Join(path, file)); err == nil {
+					found = strings.TrimSpace(string(data))
 				}
-				data, err := os.ReadFile(filepath.Join(path, file))
-				if err == nil {
-					found = append(found, strings.TrimSpace(string(data)))
-				}
-				return filepath.SkipDir
 			}
 			return nil
 		})
-		if err == nil && len(found) > 0 {
-			return found[0]
+		if found != "" {
+			return found
 		}
 	}
-	n.t.Fatalf("no limit %s or %s of pod %s", v1File, v2File, p.Name)
+	n.t.Fatalf("no limit %s or %s of %s", v1File, v2File, what)
 	return ""
 }
 
