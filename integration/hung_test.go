@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,8 +22,8 @@ import (
 	"github.com/berth-node/berth/integration/images"
 )
 
-// A hungMount is a FUSE file system with one folder in it, "data". While it hangs it takes requests and answers none: who
-// has asked stands in the kernel, and no signal ends that.
+// A hungMount is a FUSE file system with one folder in it, "data", and files that a test puts there. While it hangs it takes requests
+// and answers none: who has asked stands in the kernel, and no signal ends that.
 type hungMount struct {
 	dir string
 	dev *os.File
@@ -30,7 +31,11 @@ type hungMount struct {
 	mu      sync.Mutex
 	hung    bool
 	pending [][]byte
+	files   []hungFile // by their nodes, from firstFile on
 }
+
+// A hungFile is a file in a hungMount.
+type hungFile struct{ name, text string }
 
 // mountHung mounts one that answers, until hang.
 func mountHung(t *testing.T) *hungMount {
@@ -56,6 +61,13 @@ func mountHung(t *testing.T) *hungMount {
 		}
 	})
 	return m
+}
+
+// put adds a file, of which the kernel tells nobody.
+func (m *hungMount) put(name, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.files = append(m.files, hungFile{name, text})
 }
 
 func (m *hungMount) hang() { m.mu.Lock(); m.hung = true; m.mu.Unlock() }
@@ -103,6 +115,7 @@ const (
 	fuseLookup, fuseForget, fuseGetattr, fuseStatfs           = 1, 2, 3, 17
 	fuseSetattr, fuseWrite, fuseRelease, fuseCreate           = 4, 16, 18, 35
 	fuseFlush                                                 = 25 // asked by every close of a file, whoever has others of it open
+	fuseOpen, fuseRead, fuseReaddir                           = 14, 15, 28
 	fuseInit, fuseOpendir, fuseReleasedir, fuseAccess         = 26, 27, 29, 34
 	fuseInterrupt, fuseBatchForget, fuseInHeader, fuseOutSize = 36, 42, 40, 16
 )
@@ -123,11 +136,11 @@ func (m *hungMount) answer(req []byte) {
 		le.PutUint32(body[8:], le.Uint32(req[fuseInHeader+8:]))
 		le.PutUint32(body[20:], 1<<16) // the largest write
 	case fuseGetattr, fuseSetattr:
-		body = append(make([]byte, 16), attributes(node)...)
+		body = append(make([]byte, 16), m.attributes(node)...)
 	case fuseCreate:
 		body = make([]byte, 40)
 		le.PutUint64(body, fileNode)
-		body = append(body, attributes(fileNode)...)
+		body = append(body, m.attributes(fileNode)...)
 		opened := make([]byte, 16)
 		le.PutUint32(opened[8:], 1) // FOPEN_DIRECT_IO: each write asks
 		body = append(body, opened...)
@@ -135,15 +148,25 @@ func (m *hungMount) answer(req []byte) {
 		body = make([]byte, 8)
 		le.PutUint32(body, le.Uint32(req[fuseInHeader+16:]))
 	case fuseLookup:
-		if strings.TrimRight(string(req[fuseInHeader:]), "\x00") != "data" {
+		node := m.node(strings.TrimRight(string(req[fuseInHeader:]), "\x00"))
+		if node == 0 {
 			errno = -int32(unix.ENOENT)
 			break
 		}
 		body = make([]byte, 40) // valid for no time: each look asks again
-		le.PutUint64(body, 2)
-		body = append(body, attributes(2)...)
+		le.PutUint64(body, node)
+		body = append(body, m.attributes(node)...)
 	case fuseOpendir:
 		body = make([]byte, 16)
+	case fuseReaddir:
+		body = m.entries(le.Uint64(req[fuseInHeader+8:]))
+	case fuseOpen:
+		body = make([]byte, 16)
+		le.PutUint32(body[8:], 1) // FOPEN_DIRECT_IO: each read asks
+	case fuseRead:
+		text := m.files[node-firstFile].text
+		from := min(le.Uint64(req[fuseInHeader+8:]), uint64(len(text)))
+		body = []byte(text[from:min(from+uint64(le.Uint32(req[fuseInHeader+16:])), uint64(len(text)))])
 	case fuseStatfs:
 		body = make([]byte, 80)
 	case fuseReleasedir, fuseAccess, fuseRelease, fuseFlush:
@@ -157,15 +180,49 @@ func (m *hungMount) answer(req []byte) {
 	_, _ = m.dev.Write(append(out, body...)) // ENOENT: who asked has gone
 }
 
-// fileNode is every file that is made: it takes what is written and forgets it.
-const fileNode = 3
+// fileNode is every file that is made: it takes what is written and forgets it. firstFile is the first that a test has put there.
+const (
+	dataNode  = 2
+	fileNode  = 3
+	firstFile = 10
+)
 
-// attributes is the struct fuse_attr of a folder, or of the file.
-func attributes(node uint64) []byte {
+// node is what is there by a name; 0 is nothing.
+func (m *hungMount) node(name string) uint64 {
+	if name == "data" {
+		return dataNode
+	}
+	if i := slices.IndexFunc(m.files, func(f hungFile) bool { return f.name == name }); i >= 0 {
+		return firstFile + uint64(i)
+	}
+	return 0
+}
+
+// entries are the struct fuse_dirent of the files from a place on.
+func (m *hungMount) entries(from uint64) (all []byte) {
+	le := binary.NativeEndian
+	for i := from; i < uint64(len(m.files)); i++ {
+		name := m.files[i].name
+		e := make([]byte, 24+(len(name)+7)/8*8)
+		le.PutUint64(e, firstFile+i)
+		le.PutUint64(e[8:], i+1) // where the next one is
+		le.PutUint32(e[16:], uint32(len(name)))
+		le.PutUint32(e[20:], unix.DT_REG)
+		copy(e[24:], name)
+		all = append(all, e...)
+	}
+	return all
+}
+
+// attributes is the struct fuse_attr of a folder, or of a file.
+func (m *hungMount) attributes(node uint64) []byte {
 	attr := make([]byte, 88)
+	if node >= firstFile {
+		binary.NativeEndian.PutUint64(attr[8:], uint64(len(m.files[node-firstFile].text)))
+	}
 	binary.NativeEndian.PutUint64(attr, node)
 	mode := uint32(unix.S_IFDIR | 0o755)
-	if node == fileNode {
+	if node >= fileNode {
 		mode = unix.S_IFREG | 0o640
 	}
 	binary.NativeEndian.PutUint32(attr[60:], mode)

@@ -59,7 +59,7 @@ func (n *node) openSelf() (*self, error) {
 	dir, c := filepath.Join(n.cfg.RootDir, "kubelet"), n.cfg.Kubelet
 	var err error
 	if s.declared, err = source.Open(source.Config{
-		Dir: filepath.Join(dir, "objects"), Log: n.log, Vet: func(was, is manifest.Object) error { return s.binder.Vet(was, is) },
+		Dir: filepath.Join(dir, "objects"), Paths: n.hostPaths(), Log: n.log, Vet: func(was, is manifest.Object) error { return s.binder.Vet(was, is) },
 		Folder: source.Folder{Dir: n.cfg.Manifests, Recursive: n.cfg.ManifestsRecursive, Rescan: n.cfg.ManifestsRescan},
 	}); err != nil {
 		return nil, err

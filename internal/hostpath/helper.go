@@ -149,10 +149,7 @@ func plain(path string) (string, error) {
 
 // ask has a helper look a path up, or waits for the one that is there.
 func (r *Resolver) ask(ctx context.Context, e errand) (string, error) {
-	limit := r.Limit
-	if limit == 0 {
-		limit = DefaultLimit
-	}
+	limit := r.limit()
 	q, err := r.begin(e, limit)
 	if err != nil {
 		return "", err
@@ -173,11 +170,8 @@ func (r *Resolver) ask(ctx context.Context, e errand) (string, error) {
 func (r *Resolver) begin(e errand, limit time.Duration) (*question, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for other, q := range r.asked {
-		above := other.path == e.path || strings.HasPrefix(e.path, other.path+"/")
-		if above && time.Since(q.since) > limit {
-			return nil, fmt.Errorf("%s has not answered for %s: %w", other.path, time.Since(q.since).Round(time.Second), errdefs.ErrUnavailable)
-		}
+	if err := r.stands(e.path, limit); err != nil {
+		return nil, err
 	}
 	if q := r.asked[e]; q != nil {
 		return q, nil
@@ -211,11 +205,28 @@ func (r *Resolver) begin(e errand, limit time.Duration) (*question, error) {
 	return q, nil
 }
 
+// stands says that a helper stands at a path, or at a folder above it, for longer than limit; r.mu is held.
+func (r *Resolver) stands(path string, limit time.Duration) error {
+	for other, q := range r.asked {
+		above := other.path == path || strings.HasPrefix(path, other.path+"/")
+		if above && time.Since(q.since) > limit {
+			return fmt.Errorf("%s has not answered for %s: %w", other.path, time.Since(q.since).Round(time.Second), errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
 // Main is the helper, if this process was started as such: it does its errand, prints the answer, and exits. Otherwise it
 // returns at once.
 func Main() {
 	if len(os.Args) != 3 || os.Args[0] != helperName {
 		return
+	}
+	if os.Args[1] == doServe {
+		if err := serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	answer, err := errand{os.Args[1], os.Args[2]}.run()
 	if err != nil {

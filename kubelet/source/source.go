@@ -7,6 +7,7 @@
 package source
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/kubelet/manifest"
 )
 
@@ -63,6 +65,8 @@ type Applied struct {
 type Config struct {
 	Dir    string // where it keeps what it must not forget; made if need be
 	Folder Folder // of manifests; no Dir: none
+	// Paths looks at what of the folder may not answer; nil: this process does.
+	Paths *hostpath.Resolver
 	// Vet returns why an object may not become another one of its key, besides what manifest.CheckUpdate says. nil: for no reason.
 	Vet func(was, is manifest.Object) error
 	Log *slog.Logger
@@ -72,6 +76,7 @@ type Config struct {
 type Store struct {
 	disk   disk
 	folder Folder
+	paths  *hostpath.Resolver
 	vet    func(was, is manifest.Object) error
 	log    *slog.Logger
 	ready  chan struct{}
@@ -106,7 +111,7 @@ type file struct {
 // looks for what has changed.
 func Open(c Config) (*Store, error) {
 	s := &Store{
-		disk: disk{c.Dir}, folder: c.Folder, vet: c.Vet, log: c.Log,
+		disk: disk{c.Dir}, folder: c.Folder, paths: cmp.Or(c.Paths, &hostpath.Resolver{}), vet: c.Vet, log: c.Log,
 		ready: make(chan struct{}), rouse: make(chan struct{}, 1),
 		claims: map[manifest.Key][]*claim{}, files: map[string]*file{}, view: map[manifest.Key]Entry{}, subs: map[*Subscription]bool{},
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/kubelet/manifest"
 )
 
@@ -47,6 +48,7 @@ type node struct {
 	recursive  bool
 	rescan     time.Duration
 	noFolder   bool
+	paths      *hostpath.Resolver
 }
 
 func newNode(t *testing.T) *node {
@@ -72,7 +74,7 @@ func (n *node) open() *node {
 		folder = Folder{}
 	}
 	var err error
-	n.store, err = Open(Config{Dir: n.state, Folder: folder, Log: slog.New(slog.DiscardHandler)})
+	n.store, err = Open(Config{Dir: n.state, Folder: folder, Paths: n.paths, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -290,7 +292,7 @@ func TestAReplacedFileOfWhichNobodyHeard(t *testing.T) {
 	n := newNode(t)
 	n.write("a.yaml", text("one", "1"))
 	n.open()
-	w := &watcher{s: n.store, fd: -1, seen: map[string]stamp{}, dirs: map[int32]string{}}
+	w := &watcher{s: n.store, ctx: t.Context(), eyes: n.store.paths.Reader(t.Context(), nil), seen: map[string]stamp{}, dirs: map[int32]string{}}
 	w.scan()
 	n.must(os.Rename(n.path("a.yaml"), n.path("a.yaml~")))
 	gone := time.Now()
@@ -608,7 +610,7 @@ func TestWithoutInotify(t *testing.T) {
 	n := newNode(t)
 	n.rescan = 10 * time.Millisecond
 	n.open()
-	w := &watcher{s: n.store, fd: -1, seen: map[string]stamp{}, dirs: map[int32]string{}}
+	w := &watcher{s: n.store, ctx: t.Context(), eyes: n.store.paths.Reader(t.Context(), nil), seen: map[string]stamp{}, dirs: map[int32]string{}}
 	n.write("a.yaml", text("one", "1"))
 	w.scan()
 	n.shows("one=1@a.yaml")

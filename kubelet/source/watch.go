@@ -9,12 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-node/berth/internal/conffile"
+	"github.com/berth-node/berth/internal/errdefs"
+	"github.com/berth-node/berth/internal/hostpath"
 	"github.com/berth-node/berth/kubelet/manifest"
 )
 
@@ -27,6 +27,13 @@ type Folder struct {
 
 // settle is how long a file must be unchanged to be read where nobody said that its writer is done with it.
 const settle = time.Second
+
+// unansweredRetry is when a folder is looked at again whose file system has not answered: whether it does now, no event tells. Where
+// it is only a part of the folder, and takes a wait each time, the others have to be heard in between.
+const (
+	unansweredRetry = 5 * time.Second
+	partRetry       = time.Minute
+)
 
 // told is what is asked of the kernel. IN_CREATE is for links and folders: the content of a new file is told by IN_CLOSE_WRITE,
 // and half of it is not worth reading.
@@ -56,27 +63,29 @@ func (f Folder) holds(path string) bool {
 
 // Run follows the folder, and ends what has had its grace, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	w := &watcher{s: s, seen: map[string]stamp{}, dirs: map[int32]string{}}
+	w := &watcher{s: s, ctx: ctx, seen: map[string]stamp{}, dirs: map[int32]string{}}
 	events := make(chan []byte)
 	if s.folder.Dir != "" {
 		stop := w.open(ctx, events)
 		defer stop()
-		w.scan()
+		w.look(w.scan)
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(w.next(time.Now()))
+		var wait time.Duration
+		w.look(func() { wait = w.next(time.Now()) })
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.rouse:
 		case buf := <-events:
-			w.handle(buf)
+			w.look(func() { w.handle(buf) })
 		case <-timer.C:
 		}
 		if now := time.Now(); !w.rescan.IsZero() && !now.Before(w.rescan) {
-			w.scan()
+			w.look(w.scan)
 		}
 	}
 }
@@ -84,12 +93,28 @@ func (s *Store) Run(ctx context.Context) error {
 // watcher is the state of Run.
 type watcher struct {
 	s      *Store
-	fd     int // inotify; -1 where there is none
+	ctx    context.Context  // of Run
+	in     *os.File         // inotify; nil where there is none
+	eyes   *hostpath.Reader // of one look
 	dirs   map[int32]string
 	seen   map[string]stamp // files, as they were when they were read
 	device uint64           // of the folder when it was read first; 0 before
 	rescan time.Time        // when to look at everything; zero is never
 	silent bool             // the log knows that the folder cannot be read
+}
+
+// look does something with the folder. Whatever of it may not answer is looked at by another process.
+func (w *watcher) look(do func()) {
+	w.eyes = w.s.paths.Reader(w.ctx, w.in)
+	defer w.eyes.Close()
+	do()
+}
+
+// again has everything looked at after a while, if that is not to be so anyway.
+func (w *watcher) again(after time.Duration) {
+	if at := time.Now().Add(after); w.rescan.IsZero() || w.rescan.After(at) {
+		w.rescan = at
+	}
 }
 
 // stamp changes when a file does.
@@ -124,14 +149,13 @@ func (w *watcher) next(now time.Time) time.Duration {
 
 // open starts to listen to the kernel. Without it, there is still the rescan.
 func (w *watcher) open(ctx context.Context, events chan<- []byte) (stop func()) {
-	var err error
-	w.fd, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		w.fd = -1
 		w.s.log.Warn("changes of manifests are noticed late", "rescan", w.s.folder.Rescan, "error", os.NewSyscallError("inotify_init1", err))
 		return func() {}
 	}
-	f := os.NewFile(uintptr(w.fd), "inotify") // non-blocking: Go's poller waits, and no thread
+	f := os.NewFile(uintptr(fd), "inotify") // non-blocking: Go's poller waits, and no thread
+	w.in = f
 	go func() {
 		for {
 			buf := make([]byte, 16<<10)
@@ -151,15 +175,23 @@ func (w *watcher) open(ctx context.Context, events chan<- []byte) (stop func()) 
 
 // watch has the kernel tell of a folder. To ask again changes nothing.
 func (w *watcher) watch(dir string, mask uint32) error {
-	if w.fd < 0 {
+	if w.in == nil {
 		return nil
 	}
-	wd, err := unix.InotifyAddWatch(w.fd, dir, mask)
+	wd, err := w.eyes.Watch(dir, mask)
 	if err != nil {
-		return &fs.PathError{Op: "watch", Path: dir, Err: err}
+		return err
 	}
 	w.dirs[int32(wd)] = dir
 	return nil
+}
+
+// unwatch has the kernel tell no more.
+func (w *watcher) unwatch(wd int32) {
+	if w.in != nil {
+		_, _ = unix.InotifyRmWatch(int(w.in.Fd()), uint32(wd))
+	}
+	delete(w.dirs, wd)
 }
 
 // handle acts on what the kernel told: a row of events.
@@ -196,10 +228,7 @@ func (w *watcher) inside(dir string) bool {
 
 // lost is called when a folder is not where it was.
 func (w *watcher) lost(wd int32, dir string) {
-	if w.fd >= 0 {
-		_, _ = unix.InotifyRmWatch(w.fd, uint32(wd)) // one that was moved would be told of under its old name
-	}
-	delete(w.dirs, wd)
+	w.unwatch(wd) // one that was moved would be told of under its old name
 	if dir == w.s.folder.Dir || w.s.folder.Recursive {
 		w.scan()
 	}
@@ -209,17 +238,17 @@ func (w *watcher) lost(wd int32, dir string) {
 func (w *watcher) told(path string, mask uint32) {
 	if mask&unix.IN_CREATE != 0 {
 		// Its content comes later, unless it is a further name of a file, or a link to one.
-		if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() && nlink(st) == 1 {
+		if st, err := w.eyes.Lstat(path); err == nil && st.Regular && st.Links == 1 {
 			return
 		}
 	}
-	st, err := stat(path)
+	st, err := w.stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		delete(w.seen, path)
 		w.s.setGone(path, time.Now())
 	case err != nil:
-		w.s.setBroken(path, err)
+		w.broken(path, err)
 	default:
 		w.read(path, st)
 	}
@@ -228,7 +257,7 @@ func (w *watcher) told(path string, mask uint32) {
 // read has a file count, as it is now.
 func (w *watcher) read(path string, st stamp) {
 	w.seen[path] = st
-	text, err := conffile.Read(path)
+	text, err := w.eyes.Read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return // it went meanwhile, and the kernel tells of that
 	}
@@ -237,10 +266,31 @@ func (w *watcher) read(path string, st stamp) {
 		objects, err = manifest.Decode(path, text)
 	}
 	if err != nil {
-		w.s.setBroken(path, err)
+		w.broken(path, err)
 		return
 	}
 	w.s.setFile(path, objects, time.Now())
+}
+
+// missed has a part of the folder that did not answer looked at again.
+func (w *watcher) missed() {
+	if w.eyes.Waited() {
+		w.again(partRetry)
+	} else {
+		w.again(unansweredRetry)
+	}
+}
+
+// broken says that a file cannot be read, or not be understood.
+func (w *watcher) broken(path string, err error) {
+	if w.ctx.Err() != nil {
+		return // it was not looked at to the end
+	}
+	if errors.Is(err, errdefs.ErrUnavailable) { // there is nothing wrong in it
+		delete(w.seen, path)
+		w.missed()
+	}
+	w.s.setBroken(path, err)
 }
 
 // scan looks at everything: at the beginning, from time to time, and when the kernel could not tell what is where.
@@ -252,6 +302,12 @@ func (w *watcher) scan() {
 	}
 	found := scanned{files: map[string]bool{}}
 	err := w.scanRoot(&found)
+	if w.ctx.Err() != nil {
+		return // nor was everything looked at
+	}
+	if errors.Is(err, errdefs.ErrUnavailable) {
+		w.again(unansweredRetry)
+	}
 	if w.notice(err); err != nil && !w.mayBeGone(err) {
 		return // nothing can be said of any file
 	}
@@ -315,22 +371,21 @@ func (w *watcher) scanRoot(found *scanned) error {
 	if err != nil && !errors.Is(err, unix.ENOSPC) { // that is no more watches for this user: there is the rescan
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(root, &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: root, Err: err}
+	st, err := w.eyes.Stat(root)
+	if err != nil {
+		return err
 	}
 	if err := w.scanDir(root, found); err != nil {
 		return err
 	}
-	if w.device != 0 && st.Dev != w.device && len(found.files) == 0 {
+	if w.device != 0 && st.Device != w.device && len(found.files) == 0 {
 		// Unmounted. Whoever has manifests on a disk of their own would lose all pods with it.
 		return fmt.Errorf("%s is on another file system than before, and empty", root)
 	}
-	w.device = st.Dev
+	w.device = st.Device
 	for wd, dir := range w.dirs {
 		if !w.inside(dir) { // it was watched for this folder to come
-			_, _ = unix.InotifyRmWatch(w.fd, uint32(wd))
-			delete(w.dirs, wd)
+			w.unwatch(wd)
 		}
 	}
 	return nil
@@ -349,20 +404,20 @@ func (w *watcher) watchAbove(dir string) error {
 
 // scanDir reads what is new in a folder, and watches the folders below it.
 func (w *watcher) scanDir(dir string, found *scanned) error {
-	entries, err := os.ReadDir(dir)
+	entries, err := w.eyes.List(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
+		path := filepath.Join(dir, e.Name)
 		switch {
-		case e.IsDir():
-			if w.s.folder.Recursive && !strings.HasPrefix(e.Name(), ".") {
+		case e.Dir:
+			if w.s.folder.Recursive && !strings.HasPrefix(e.Name, ".") {
 				w.scanBelow(path, found)
 			}
-		case wanted(e.Name()):
+		case wanted(e.Name):
 			found.files[path] = true
-			w.look(path)
+			w.lookAt(path)
 		}
 	}
 	return nil
@@ -374,27 +429,28 @@ func (w *watcher) scanBelow(dir string, found *scanned) {
 		err = w.scanDir(dir, found)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, errdefs.ErrUnavailable) {
+			w.missed()
+		}
 		found.blind = append(found.blind, dir)
 		w.s.log.Warn("a folder of manifests cannot be read", "folder", dir, "error", err)
 	}
 }
 
-// look reads a file if it is not as it was.
-func (w *watcher) look(path string) {
-	st, err := stat(path)
+// lookAt reads a file if it is not as it was.
+func (w *watcher) lookAt(path string) {
+	st, err := w.stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		// A link that leads nowhere, or a file that goes.
 		delete(w.seen, path)
 		w.s.setGone(path, time.Now())
 	case err != nil:
-		w.s.setBroken(path, err)
+		w.broken(path, err)
 	case w.seen[path] == st:
 	case w.s.declares(path) && st.fresh(time.Now()):
 		// Somebody may be writing it. If so, the kernel tells when he is done, but for those files that it cannot watch.
-		if soon := time.Now().Add(settle); w.rescan.IsZero() || w.rescan.After(soon) {
-			w.rescan = soon
-		}
+		w.again(settle)
 	default:
 		w.read(path, st)
 	}
@@ -403,11 +459,11 @@ func (w *watcher) look(path string) {
 // confirm looks at a file whose objects are about to end. What the kernel told of it may wait to be heard: this program may have been
 // kept from running for longer than a grace, and an editor was not.
 func (w *watcher) confirm(path string, now time.Time) {
-	st, err := stat(path)
+	st, err := w.stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && w.seen[path] == st:
 	case err != nil:
-		w.s.setBroken(path, err)
+		w.broken(path, err)
 	case st.fresh(now):
 		w.s.wait(path, now) // it is being written
 	default:
@@ -416,17 +472,10 @@ func (w *watcher) confirm(path string, now time.Time) {
 }
 
 // stat looks at a file, or at what a link leads to.
-func stat(path string) (stamp, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return stamp{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+func (w *watcher) stat(path string) (stamp, error) {
+	st, err := w.eyes.Stat(path)
+	if err != nil {
+		return stamp{}, err
 	}
-	return stamp{st.Ino, st.Size, st.Mtim, st.Ctim}, nil
-}
-
-func nlink(st fs.FileInfo) uint64 {
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		return sys.Nlink
-	}
-	return 1
+	return stamp{st.Inode, st.Size, st.Mtime, st.Ctime}, nil
 }
