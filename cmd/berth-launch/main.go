@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == launch.FilterArg {
 		launch.LoadFilter() // on the main thread, see init.go
 	}
+	// Executed by the number of a descriptor, it would have that for a name in ps and top.
+	name := []byte("berth-launch\x00")
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	// A job allocates a megabyte, and after a few of them the process ends: collecting that would only cost time.
 	debug.SetGCPercent(-1)
 	// Not on this goroutine: to go on after each of its waits it would have to be handed to its thread by another one.
