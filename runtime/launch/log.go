@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // logLimit bounds what is kept of libcontainer's log, in bytes.
@@ -47,6 +48,9 @@ func (b *logBuffer) Write(line []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	text := strings.TrimSpace(string(line))
+	if isReaped(text) {
+		return len(line), nil
+	}
 	if len(text) > logLimit {
 		text, b.cut = text[len(text)-logLimit:], true
 	}
@@ -57,6 +61,12 @@ func (b *logBuffer) Write(line []byte) (int, error) {
 		b.lines, b.cut = b.lines[1:], true
 	}
 	return len(line), nil
+}
+
+// isReaped reports whether a line only says that a process could not be ended after it had failed, since it had ended: who reads the
+// error knows that.
+func isReaped(text string) bool {
+	return strings.HasPrefix(text, "unable to terminate ") && strings.HasSuffix(text, unix.ECHILD.Error())
 }
 
 // reset forgets what a job that succeeded has logged.
