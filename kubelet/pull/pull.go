@@ -162,6 +162,9 @@ func (p *Puller) pull(ctx context.Context, ref string, c *v1.Container, keys []c
 		return described(pulled), nil
 	}
 	err := errors.Join(faults...)
+	if ctx.Err() != nil {
+		return Image{}, &Failure{ErrImagePull, err.Error()} // nothing is wrong with it: nobody waits any more
+	}
 	event(v1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", c.Image, err))
 	event(v1.EventTypeWarning, "Failed", "Error: "+ErrImagePull)
 	return Image{}, &Failure{ErrImagePull, err.Error()}

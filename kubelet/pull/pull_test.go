@@ -135,6 +135,13 @@ func TestFailures(t *testing.T) {
 	_, f := r.ensure("reg.test/none:1", v1.PullIfNotPresent)
 	wantFailure(t, f, ErrImagePull, "not found")
 	r.wantEvents(t, `Normal Pulling Pulling image "reg.test/none:1"`, `Warning Failed Failed to pull image "reg.test/none:1": not found`, `Warning Failed Error: ErrImagePull`)
+	// Who ends the daemon, or the pod, does not make the image a bad one.
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	r.events = nil
+	_, f = r.puller.Ensure(ctx, &v1.Pod{}, &v1.Container{Name: "c", Image: "reg.test/none:1"}, nil)
+	wantFailure(t, f, ErrImagePull, "not found")
+	r.wantEvents(t, `Normal Pulling Pulling image "reg.test/none:1"`)
 	_, f = r.ensure("Reg//x::", v1.PullIfNotPresent)
 	wantFailure(t, f, InvalidImageName, `Failed to apply default image tag "Reg//x::": `)
 	r.broken = errors.New("broken")
