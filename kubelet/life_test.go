@@ -523,6 +523,28 @@ func TestReadinessOutlivesTheDaemon(t *testing.T) {
 	})
 }
 
+// A container that the daemon finds only later, since its record was damaged and was repaired, is as ready as it was.
+func TestAContainerThatIsFoundLater(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.apply(strings.Replace(onePod, `"a:1"`, `"a:1", readinessProbe: {periodSeconds: 5, exec: {command: [ready]}}`, 1))
+		d.after(20)
+		d.shows("Running ready; a running")
+		d.stop()
+		sandboxes, containers := d.sandboxes, d.containers
+		d.sandboxes, d.containers = map[string]*runtime.Sandbox{}, map[string]*fakeContainer{}
+		d.refuse("run sandbox #0", 1) // it must not run twice
+		d.begin()
+		d.after(3.25) // when nothing else is being done that would wake the worker
+		d.shows("Running; a ContainerCreating #1")
+		d.mu.Lock()
+		d.sandboxes, d.containers = sandboxes, containers
+		d.tell("s1", runtime.EventCreated)
+		d.mu.Unlock()
+		d.after(20)
+		d.shows("Running ready; a running #1")
+	})
+}
+
 // Who runs is not asked again whether he may: not by the next daemon, and not by an edit in place. Beside whom a pod is to fit are those
 // that run and those that end, however soon, but neither who was refused nor who has ended.
 func TestAdmission(t *testing.T) {

@@ -94,16 +94,11 @@ func user(c *runtime.Container) *v1.ContainerUser {
 	return &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: u.Uid, GID: u.Gid, SupplementalGroups: u.SupplementalGroups}}
 }
 
-// probes are what is known of a container that runs. One that this daemon has not begun to probe yet is as it was shown last, by an
-// earlier one, or as its probes begin.
+// probes are what is known of a container that runs. One that this daemon has not begun to probe yet is as an earlier one has shown it,
+// or as its probes begin.
 func (w *worker) probes(c *runtime.Container) plan.Probes {
 	if r, ok := w.k.probes.Result(w.pod.pod.UID, c.ID); ok {
 		return plan.Probes{Started: r.Started, Ready: r.Ready, FailedStartup: r.Failed == probe.Startup, FailedLiveness: r.Failed == probe.Liveness}
-	}
-	for _, s := range shownRunning(w.pod.pod, &w.pod.status) {
-		if s.id == c.ID {
-			return plan.Probes{Started: s.started, Ready: s.ready}
-		}
 	}
 	spec := findContainer(&w.pod.pod.Spec, c.Config.GetMetadata().GetName())
 	started := spec == nil || spec.StartupProbe == nil

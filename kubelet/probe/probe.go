@@ -145,14 +145,15 @@ func (m *Manager) Set(uid types.UID, terminating bool, targets ...Target) {
 	}
 }
 
-// Result returns what is known of a container of the pod, false if it is not among those that run.
+// Result returns what is known of a container of the pod: of one that is not among those that run, what was said of it from before.
 func (m *Manager) Result(uid types.UID, id string) (Result, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if c := m.pods[uid][id]; c != nil {
 		return c.result, true
 	}
-	return Result{}, false
+	r, ok := m.seeds[id]
+	return r, ok
 }
 
 // Forget ends the probing of a pod that is over, and drops its metrics.
