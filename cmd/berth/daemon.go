@@ -300,6 +300,7 @@ func (b *berth) stop(ctx context.Context, n *node, why error) error {
 	}
 	n.stop()
 	err := errors.Join(why, n.end())
+	b.log.Info("berth has ended", "sandboxes", len(n.runtime.Sandboxes(runtime.SandboxFilter{})))
 	b.letGo()
 	return err
 }

@@ -29,6 +29,9 @@ again. With --give-up the pod or container of that ID is ended instead, and its 
 		for _, line := range said {
 			fmt.Fprintln(cmd.OutOrStdout(), line)
 		}
+		if len(said) == 0 && err == nil {
+			fmt.Fprintln(cmd.OutOrStdout(), "there is nothing to repair")
+		}
 		return err
 	}
 	return cmd
