@@ -132,6 +132,7 @@ func (r *rig) killAt(t *testing.T, s step, w who) {
 	v := &victim{rig: r, config: r.node.PodConfig("victim"), killed: w, recorded: afterRecord[s.point]}
 	defer r.mend(t, v)
 	away := r.newAway(t)
+	away.adopted = s.drive.name == adoptDrive.name
 	s.drive.prepare(t, v)
 	keeperBefore := r.keeperPid(t)
 
