@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -336,7 +337,8 @@ func (w *worker) start(a plan.Action) func(context.Context) result {
 		}
 		k.containerEvent(pod, c.Name, v1.EventTypeNormal, "Created", "Container created")
 		if err := k.cfg.Runtime.StartContainer(ctx, id); err != nil {
-			return fail("RunContainerError", err)
+			// Without its ID, which is another one each time: so that the same failure is the same event.
+			return fail("RunContainerError", errors.New(strings.ReplaceAll(err.Error(), id, c.Name)))
 		}
 		if err := k.cfg.Spec.LinkLog(pod, c.Name, id, restarts); err != nil {
 			k.log.Warn("collectors will not find the log of a container, ignoring", "pod", podName(pod), "container", c.Name, "err", err)

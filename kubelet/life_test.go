@@ -16,6 +16,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 
+	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet/manifest"
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
@@ -428,6 +429,27 @@ func TestWhatFailsIsTriedAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A container that does not start is another one each time, and what is said of it is the same.
+func TestAFailedStartIsSaidInTheSameWords(t *testing.T) {
+	inBubble(t, func(d *daemon) {
+		d.fail["start a #0"] = &failure{2, func() error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			for id := range d.containers {
+				if d.containers[id].State != runtime.Exited {
+					return fmt.Errorf("start container %s: there is no such program", id)
+				}
+			}
+			return errdefs.ErrNotFound
+		}}
+		d.apply(onePod)
+		d.after(60)
+		if got := strings.Count(d.transcript(), "(Failed Error: start container a: there is no such program)"); got != 2 {
+			t.Errorf("%d times in\n%s", got, d.transcript())
+		}
+	})
 }
 
 // A fault in what is done for one pod is that of the action alone, which is tried again.
