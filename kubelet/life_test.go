@@ -579,6 +579,8 @@ func TestAdmission(t *testing.T) {
 				beside = append(beside, o.Name)
 			}
 			slices.Sort(beside[1:])
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			asked = append(asked, strings.Join(beside, " "))
 			if pod.Name == "big" {
 				return &Refusal{"OutOfcpu", "Node didn't have enough resource: cpu"}
@@ -587,6 +589,8 @@ func TestAdmission(t *testing.T) {
 		}
 		said := func(want string) {
 			d.t.Helper()
+			d.mu.Lock()
+			defer d.mu.Unlock()
 			// Who was refused is asked about as often as he is looked at.
 			if got := strings.Join(slices.Compact(asked), "; "); got != want {
 				d.t.Errorf("asked: %s, want %s", got, want)
