@@ -149,13 +149,26 @@ func (g *guardian) inUse(s *self) map[string]bool {
 		used[c.Image.ID] = true
 	}
 	for _, pod := range active(s.kubelet) {
-		for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
-			if i, err := g.node.images.Get(c.Image); err == nil {
+		for _, name := range imagesOf(pod) {
+			if i, err := g.node.images.Get(name); err == nil {
 				used[i.ID] = true
 			}
 		}
 	}
 	return used
+}
+
+// imagesOf names the images that a pod is made from, and those that it mounts as volumes.
+func imagesOf(pod *v1.Pod) (names []string) {
+	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
+		names = append(names, c.Image)
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.Image != nil && v.Image.Reference != "" {
+			names = append(names, v.Image.Reference)
+		}
+	}
+	return names
 }
 
 // use adds up what a pod takes. What of it cannot be read counts as nothing; a pod without a sandbox has no numbers.

@@ -38,6 +38,12 @@ func start(t testing.TB, config ...string) *node {
 // startOn is start with file systems of its own.
 func startOn(t testing.TB, tmpfs []harness.Tmpfs, config ...string) *node {
 	t.Helper()
+	return startServed(t, hostsDir, tmpfs, config...)
+}
+
+// startServed is startOn with registries of its own.
+func startServed(t testing.TB, hosts string, tmpfs []harness.Tmpfs, config ...string) *node {
+	t.Helper()
 	if text := strings.Join(config, ""); !strings.Contains(text, "evictionHard") {
 		// The machine's disk may be fuller than is good for a node. It comes first: what follows may be of another section.
 		config = append([]string{"  evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n"}, config...)
@@ -48,7 +54,7 @@ func startOn(t testing.TB, tmpfs []harness.Tmpfs, config ...string) *node {
 		t.Fatal(err)
 	}
 	n.Node = harness.StartNode(t, harness.Options{
-		Tmpfs: tmpfs, HostsDir: hostsDir, Flags: []string{"--manifests", n.manifests},
+		Tmpfs: tmpfs, HostsDir: hosts, Flags: []string{"--manifests", n.manifests},
 		Config: fmt.Sprintf("kubelet:\n  nodeName: self\n  podLogsDir: %s\n%s", filepath.Join(dir, "logs"), strings.Join(config, "")),
 	})
 	return n
