@@ -182,7 +182,8 @@ func (k *Kubelet) DeletePod(_ context.Context, namespace, name string, o DeleteO
 	return pod, nil
 }
 
-// Evict ends a pod with the phase Failed. It stays to be seen so until it may run again.
+// Evict ends a pod with the phase Failed, and if disruption is not empty with that as the message of the condition
+// DisruptionTarget. It stays to be seen so until it may run again.
 func (k *Kubelet) Evict(uid types.UID, reason, message, disruption string, grace *int64) error {
 	k.mu.Lock()
 	w := k.uids[uid]

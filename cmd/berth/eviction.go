@@ -224,7 +224,7 @@ func (s *self) evict(ctx context.Context, pod *v1.Pod, o evict.Order) error {
 	defer cancel()
 	disruption := ""
 	if o.Disrupted {
-		disruption = v1.PodReasonTerminationByKubelet
+		disruption = o.Message
 	}
 	if err := s.kubelet.Evict(pod.UID, plan.Evicted, o.Message, disruption, &o.Grace); err != nil {
 		return err

@@ -35,8 +35,8 @@ func TestDiskPressure(t *testing.T) {
 	volumes := fmt.Sprintf("    volumeMounts: [{name: data, mountPath: /data}, {name: shared, mountPath: /shared}]\n  volumes: [{name: data, emptyDir: {}}, {name: shared, hostPath: {path: %s}}]\n", shared)
 	n.write("filler.yaml", podText("filler", fills, volumes))
 	first := n.await("filler", "evicted", failed("Evicted", "The node was low on resource: ephemeral-storage. Threshold quantity: "))
-	if !hasCondition(first, v1.DisruptionTarget) {
-		t.Errorf("conditions %v, want DisruptionTarget", first.Status.Conditions)
+	if got := disruption(first); got != "TerminationByKubelet: "+first.Status.Message {
+		t.Errorf("DisruptionTarget is %q", got)
 	}
 	again := n.await("filler", "running again", running)
 	if again.UID == first.UID {
@@ -47,13 +47,14 @@ func TestDiskPressure(t *testing.T) {
 	}
 }
 
-func hasCondition(p *v1.Pod, kind v1.PodConditionType) bool {
+// disruption is what the condition DisruptionTarget says.
+func disruption(p *v1.Pod) string {
 	for _, c := range p.Status.Conditions {
-		if c.Type == kind && c.Status == v1.ConditionTrue {
-			return true
+		if c.Type == v1.DisruptionTarget && c.Status == v1.ConditionTrue {
+			return c.Reason + ": " + c.Message
 		}
 	}
-	return false
+	return ""
 }
 
 // A volume that grows above its limit ends its pod.

@@ -128,6 +128,23 @@ func TestPodsThatDoNotFit(t *testing.T) {
 		}
 		return false
 	})
+	// Who had to go for a more important one is let in again by the next daemon too.
+	n.remove("c.yaml")
+	n.awaitGone("c")
+	n.awaitReady("a")
+	n.write("d.yaml", spec("d", "  priority: 10\n", ""))
+	n.awaitReady("d")
+	a = n.awaitPhase("a", v1.PodFailed)
+	if got := disruption(a); got != "TerminationByKubelet: Pod was preempted by Kubelet to accommodate a critical pod." {
+		t.Errorf("DisruptionTarget is %q", got)
+	}
+	n.Kill9(t)
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.remove("d.yaml")
+	n.awaitGone("d")
+	n.awaitReady("a")
 }
 
 func TestPortsThatAreTaken(t *testing.T) {

@@ -135,7 +135,7 @@ func (n *next) conditions(s *v1.PodStatus) {
 		n.resizeConditions(s)
 	}
 	if e := n.m.End; e != nil && e.Disruption != "" {
-		n.condition(s, v1.DisruptionTarget, v1.ConditionTrue, e.Disruption, e.Message)
+		n.condition(s, v1.DisruptionTarget, v1.ConditionTrue, v1.PodReasonTerminationByKubelet, e.Disruption)
 	}
 	readyToStart := v1.ConditionFalse
 	if sb := n.sandbox(); sb != nil && sb.Ready && (n.pod.Spec.HostNetwork || len(sb.IPs) > 0) {

@@ -279,8 +279,8 @@ type End struct {
 	Phase   v1.PodPhase `json:"phase,omitempty"`
 	Reason  string      `json:"reason,omitempty"`
 	Message string      `json:"message,omitempty"`
-	// Disruption, if not empty, is the reason of the condition DisruptionTarget; its message is Message.
-	Disruption string `json:"disruption,omitempty"`
+	// Disruption, if not empty, is the message of the condition DisruptionTarget.
+	Disruption string `json:"disruptionMessage,omitempty"`
 }
 
 // Evicted is the reason of an end by which the node helped itself, Preempting that of one for a more important pod; Rejected begins
