@@ -76,10 +76,10 @@ func TestEphemeralStorageLimit(t *testing.T) {
 
 // Too few processes that may yet begin cost pods too, and what the node counts is the kernel's number of tasks.
 func TestProcessPressure(t *testing.T) {
-	config := func(least string) string {
-		return "kubelet:\n  nodeName: self\n  evictionHard: {pid.available: " + least + ", memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n  evictionPressureTransitionPeriod: 1s\n"
-	}
 	n := start(t)
+	config := func(least string) string {
+		return n.config("  evictionHard: {pid.available: " + least + ", memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n  evictionPressureTransitionPeriod: 1s\n")
+	}
 	n.write("p.yaml", podText("p", sleeper))
 	n.awaitReady("p")
 	n.Reconfigure(t, config("1G"))

@@ -55,9 +55,14 @@ func startServed(t testing.TB, hosts string, tmpfs []harness.Tmpfs, config ...st
 	}
 	n.Node = harness.StartNode(t, harness.Options{
 		Tmpfs: tmpfs, HostsDir: hosts, Flags: []string{"--manifests", n.manifests},
-		Config: fmt.Sprintf("kubelet:\n  nodeName: self\n  podLogsDir: %s\n%s", filepath.Join(dir, "logs"), strings.Join(config, "")),
+		Config: n.config(strings.Join(config, "")),
 	})
 	return n
+}
+
+// config is a configuration with these lines about pods. Logs never lie on the machine's own /var/log.
+func (n *node) config(lines string) string {
+	return fmt.Sprintf("kubelet:\n  nodeName: self\n  podLogsDir: %s\n%s", filepath.Join(filepath.Dir(n.manifests), "logs"), lines)
 }
 
 // write declares what the text says in a file of its own, as a program does that writes in one go.
