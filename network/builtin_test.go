@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/network/netns"
 )
@@ -451,6 +453,29 @@ func TestBuiltinCompletesItsBridge(t *testing.T) {
 	if out := mustRun(t, "ip", "-br", "link", "show", "type", "bridge"); out != "" {
 		t.Errorf("a bridge is left:\n%s", out)
 	}
+}
+
+// Each queue is a folder in /sys that is made with the link, and the kernel would make one for each processor.
+func TestBuiltinLinksHaveOneQueue(t *testing.T) {
+	newWorld(t)
+	b := newBuiltin(t, t.TempDir())
+	req, _ := pod(t, b, Request{SandboxID: "x"})
+	for path, name := range map[string]string{"": hostLink(req.SandboxID), req.NetNS: InterfaceName} {
+		err := in(path, func() error {
+			link, err := netlink.LinkByName(name)
+			if err == nil && (link.Attrs().NumTxQueues != 1 || link.Attrs().NumRxQueues != 1) {
+				t.Errorf("%s has %d and %d queues", name, link.Attrs().NumTxQueues, link.Attrs().NumRxQueues)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := b.Detach(t.Context(), req); err != nil {
+		t.Error(err)
+	}
+	detachAll(t, b)
 }
 
 func TestBuiltinFailedAttachLeavesNothing(t *testing.T) {

@@ -68,6 +68,10 @@ func (v veth) connect(h *netlink.Handle) error {
 	return nil
 }
 
+// queues of each end, and each way. The kernel makes one for each processor that the machine could have, with files in /sys, if
+// it is not told, and then takes all but one away again.
+const queues = 1
+
 // create makes the pair in one message: the host's end up and on the bridge, the other one in the sandbox. One message is
 // one turn at the kernel's RTNL lock, which all set-ups of the node share; the library would take three.
 func (v veth) create(ns int) error {
@@ -79,6 +83,8 @@ func (v veth) create(ns int) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu))))
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.hostMAC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.bridge))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(queues)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(queues)))
 
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
@@ -87,6 +93,8 @@ func (v veth) create(ns int) error {
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(InterfaceName))
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu)))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, v.podMAC)
+	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(queues))
+	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(queues))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns)))
 	req.AddData(info)
 
