@@ -9,6 +9,8 @@
 // the same CNI configuration on all sides BENCH_CNI_CONF_DIR and BENCH_CNI_BIN_DIR name the peers' folders. What a peer
 // uses can be told only if it runs in a cgroup of its own (of the cpuacct hierarchy on cgroup v1).
 //
+// What a change of berth gives is measured with -builds: the programs of before beside those of now, by turns.
+//
 // The cases manifest and lone start a node by itself, and compare it with podman kube play if BENCH_PODMAN is its command.
 //
 // A ratio is berth's median by the other's. The program fails if a measurement does, never because of what it shows.
@@ -54,6 +56,7 @@ type bench struct {
 	idle     time.Duration
 	allPeers bool
 	only     []string // names of the targets to measure; empty for all
+	builds   []string // folders with the programs of other builds of berth
 }
 
 // cases in the order they run. The quick ones are those of a run without -cases.
@@ -96,6 +99,7 @@ func run(ctx context.Context) (err error) {
 	idle := flag.Duration("idle", 30*time.Second, "how long the density case watches an idle node")
 	allPeers := flag.Bool("dense-peers", false, "the density case measures the peers too")
 	only := flag.String("targets", "", "which of the runtimes, by name; empty for all")
+	builds := flag.String("builds", "", "`folders` with the programs of other builds, each measured as a runtime of the folder's name")
 	out := flag.String("json", "", "`file` for all that was measured")
 	flag.Parse()
 	wanted := list(*chosen)
@@ -106,7 +110,7 @@ func run(ctx context.Context) (err error) {
 	}
 
 	b := &bench{
-		n: *n, density: *density, idle: *idle, allPeers: *allPeers, only: list(*only),
+		n: *n, density: *density, idle: *idle, allPeers: *allPeers, only: list(*only), builds: list(*builds),
 		address: env("BENCH_REGISTRY", "127.0.0.1:5055"),
 	}
 	stop, err := b.prepare(ctx)
@@ -201,6 +205,14 @@ func (b *bench) prepare(ctx context.Context) (stop func() error, err error) {
 	if err := add("berth+cni", func() (*target, error) { return launchBerth("berth+cni", cni.CNI, hosts) }); err != nil {
 		return stop, err
 	}
+	for _, dir := range b.builds {
+		name := "berth-" + filepath.Base(dir)
+		if err := add(name, func() (*target, error) {
+			return launch(name, harness.Options{HostsDir: hosts, Programs: dir}, func(*harness.Node) {})
+		}); err != nil {
+			return stop, err
+		}
+	}
 	for peer := range strings.SplitSeq(os.Getenv("BENCH_PEERS"), ",") {
 		if peer == "" {
 			continue
@@ -234,7 +246,7 @@ func openImages(ctx context.Context, address string) (*registry.Registry, error)
 func (b *bench) checkTargets() error {
 	for _, name := range b.only {
 		if !slices.ContainsFunc(b.targets, func(t *target) bool { return t.name == name }) {
-			return fmt.Errorf("no runtime %q; there are berth, berth+cni and those of BENCH_PEERS", name)
+			return fmt.Errorf("no runtime %q; there are berth, berth+cni, berth-NAME of -builds, and those of BENCH_PEERS", name)
 		}
 	}
 	return nil
