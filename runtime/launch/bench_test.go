@@ -1,12 +1,15 @@
 package launch_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-node/berth/runtime/keeper"
 )
@@ -49,4 +52,71 @@ func BenchmarkCreate(b *testing.B) {
 			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
 		})
 	}
+}
+
+// BenchmarkCPU measures the CPU time of creations by a launcher that stays: its own, with its start and end, and that of all
+// processes up to the workload. Which launcher, BERTH_LAUNCH says: those of two builds are compared by turns.
+func BenchmarkCPU(b *testing.B) {
+	n := newNode(b)
+	file := filepath.Join(b.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		b.Fatal(err)
+	}
+	var used time.Duration
+	made := 0
+	for b.Loop() {
+		w, before := n.launch(), cpuOfChildren(b)
+		var all []*container
+		for stays := true; stays; {
+			c := n.bundle([]string{"pause"}, func(s *specs.Spec) { usual(s, file) })
+			files := c.streams()
+			result, pidfd := w.do(b, c.job(keeper.JobCreate), files...)
+			closeEach(files)
+			if result.Error != "" {
+				b.Fatal(result.Error)
+			}
+			c.take(result, pidfd)
+			all, stays = append(all, c.start()), result.Stays
+		}
+		w.end(b)
+		for _, c := range all {
+			c.kill()
+		}
+		used += cpuOfChildren(b) - before
+		made += len(all)
+		for _, c := range all {
+			if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
+				b.Fatal(result.Error)
+			}
+		}
+	}
+	b.ReportMetric(float64(used.Microseconds())/1000/float64(made), "cpu-ms/container")
+}
+
+// usual makes of s what the container of a pod usually has.
+func usual(s *specs.Spec, file string) {
+	s.Process.Capabilities = &specs.LinuxCapabilities{}
+	s.Linux.Seccomp = seccomp.DefaultProfile(s)
+	s.Linux.Namespaces = s.Linux.Namespaces[:5] // none of cgroups
+	s.Linux.MaskedPaths = []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"}
+	s.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"}
+	hardened := []string{"nosuid", "noexec", "nodev"}
+	s.Mounts = append(s.Mounts,
+		specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: hardened},
+		specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: append(hardened, "ro")},
+		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: append(hardened, "relatime", "ro")},
+		specs.Mount{Destination: "/dev/shm", Type: "bind", Source: filepath.Dir(file), Options: []string{"rbind", "rprivate", "rw"}})
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/" + name, Type: "bind", Source: file, Options: []string{"rbind", "rprivate", "rw"}})
+	}
+}
+
+// cpuOfChildren is the CPU time of all children that have ended, and of theirs.
+func cpuOfChildren(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -48,7 +48,8 @@ func (l *lean) mountCgroups(places string, container *libcontainer.Container, co
 		return err
 	}
 	place := filepath.Join(places, cgroupPlace)
-	if err := l.attachTmpfs(place); err != nil {
+	tmpfs := &configs.Mount{Source: "tmpfs", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, Data: "mode=755"}
+	if err := l.mountAt(place, tmpfs); err != nil {
 		return err
 	}
 	for _, h := range hierarchies {
@@ -109,22 +110,21 @@ func hierarchiesOf(paths map[string]string) ([]hierarchy, error) {
 	return all, nil
 }
 
-// attachTmpfs mounts what holds the hierarchies.
-func (l *lean) attachTmpfs(place string) error {
+// mountAt mounts at a place what is no bind mount.
+func (l *lean) mountAt(place string, m *configs.Mount) error {
 	// Others have made the folder, most of the time, and have their own mounts there, in their own namespaces.
 	if err := os.Mkdir(place, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := unix.Mount("tmpfs", place, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755"); err != nil {
+	if err := unix.Mount(m.Source, place, m.Device, uintptr(m.Flags), m.Data); err != nil {
 		return fmt.Errorf("mount %s: %w", place, err)
 	}
-	l.attached = append(l.attached, place)
 	return nil
 }
 
 // mount mounts the container's folder of the hierarchy below dir, as m says. libcontainer finds the cgroup made.
 func (h hierarchy) mount(dir string, m *configs.Mount) error {
-	if err := os.MkdirAll(h.group, 0o755); err != nil {
+	if err := makeGroup(h.group); err != nil {
 		return err
 	}
 	tree, err := mountns.Clone(h.group, false)
@@ -154,6 +154,18 @@ func (h hierarchy) mount(dir string, m *configs.Mount) error {
 		}
 	}
 	return nil
+}
+
+// makeGroup makes a cgroup, and those above it if they are not there, which is rare.
+func makeGroup(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.MkdirAll(path, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
 }
 
 // attributesOf translates usualCgroupFlags as a remount does, after which a mount has these and no others, and relatime.
