@@ -36,6 +36,7 @@ func create(job *keeper.Job, files []*os.File, mounts *lean) (*process, error) {
 		return nil, err
 	}
 	_ = mounts.mountCgroups(job.Places, container, config) // if not, libcontainer does
+	_ = mounts.mountDev(job.Places, config)                // likewise
 	defer handFilter(lp, job, config.Seccomp)()
 	if err := container.Start(lp); err != nil {
 		err = startError(err, lp.Args)
