@@ -18,6 +18,7 @@ func init() {
 		if err := startfifo.BlockInit(); err != nil {
 			panic(err) // it would not wait for its start
 		}
+		growStack(false)
 		libcontainer.Init()
 	}
 	// libcontainer's Start has a thread enter the container's mount namespace and never brings it back. It must not be
@@ -25,3 +26,18 @@ func init() {
 	// the main goroutine alone, which does nothing: see main.
 	runtime.LockOSThread()
 }
+
+// growStack makes the stack as large as init needs it while there is next to nothing on it. Step by step it would be copied five
+// times, and each copy looks up all functions that are under way. The frame alone does it: what is not used of it, and use is
+// false, takes no memory.
+//
+//go:noinline
+func growStack(use bool) {
+	if use {
+		var frame [60 << 10]byte
+		touch(&frame)
+	}
+}
+
+//go:noinline
+func touch(*[60 << 10]byte) {}
