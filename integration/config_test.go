@@ -59,8 +59,8 @@ func TestConfigFaultsAreNamed(t *testing.T) {
 		"handler":            {"runtimeHandlers:\n  nvidia:\n    cdi: [a.b/c=d]\n", []string{":3: runtimeHandlers.nvidia.cdi: unknown key"}},
 		"two at once":        {"log:\n  level: loud\nstreaming:\n  port: 70000\n", []string{":2: log.level:", ":4: streaming.port:"}},
 		"no YAML":            {"log: [\n", []string{"line 1"}},
-		"of pods": {"kubelet:\n  kubeReserved: {disk: 1Gi}\n  evictionHard: {memory.free: 1Mi}\n  allowedUnsafeSysctls: [net.*.x]\n",
-			[]string{"kubelet.kubeReserved: disk:", "kubelet.evictionHard: memory.free:", `kubelet.allowedUnsafeSysctls: sysctl "net.*.x"`}},
+		"of pods": {"kubelet:\n  kubeReserved: {disk: 1Gi}\n  evictionHard: {memory.free: 1Mi}\n  allowedUnsafeSysctls: [net.*.x]\n  containerLogMaxSize: big\n",
+			[]string{"kubelet.kubeReserved: disk:", "kubelet.evictionHard: memory.free:", `kubelet.allowedUnsafeSysctls: sysctl "net.*.x"`, "kubelet.containerLogMaxSize: want"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "node.yaml")

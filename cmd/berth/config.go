@@ -46,8 +46,9 @@ func loadConfig(path string) (config.Config, error) {
 	}
 	_, badEviction := evictionRules(&c.Kubelet)
 	_, badReservation := reservations(&c.Kubelet)
+	_, badLogs := logSize(&c.Kubelet)
 	var faults []error
-	for _, fault := range []error{badEviction, badReservation, checkSysctls(&c.Kubelet)} {
+	for _, fault := range []error{badEviction, badReservation, badLogs, checkSysctls(&c.Kubelet)} {
 		if fault != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", path, fault))
 		}

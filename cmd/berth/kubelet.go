@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/selinux/go-selinux"
@@ -26,6 +27,7 @@ import (
 	"github.com/berth-node/berth/kubelet/podspec"
 	"github.com/berth-node/berth/kubelet/pull"
 	"github.com/berth-node/berth/kubelet/resource"
+	"github.com/berth-node/berth/kubelet/rotate"
 	"github.com/berth-node/berth/kubelet/server"
 	"github.com/berth-node/berth/kubelet/source"
 	"github.com/berth-node/berth/kubelet/userns"
@@ -42,6 +44,7 @@ type self struct {
 	spec     *podspec.Node
 	volumes  *volume.Manager
 	guardian *guardian
+	logs     *rotate.Rotator // nil where logs are not rotated
 	cgroups  *resource.Manager
 	binder   *binding.Binder
 	able     podspec.Abilities
@@ -113,6 +116,9 @@ func (n *node) openSelf() (*self, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.logs, err = n.newRotator(); err != nil {
+		return nil, err
+	}
 	s.guardian, err = n.newGuardian(s, dir)
 	return s, err
 }
@@ -174,14 +180,14 @@ func (s *self) run() {
 	s.done = make(chan error, 1)
 	sources := make(chan error, 1)
 	go func() { sources <- s.declared.Run(ctx) }()
-	guarded := make(chan struct{})
-	go func() {
-		s.guardian.run(ctx, s.kubelet)
-		close(guarded)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { s.guardian.run(ctx, s.kubelet) })
+	if s.logs != nil {
+		beside.Go(func() { s.logs.Run(ctx) })
+	}
 	go func() {
 		err := errors.Join(s.kubelet.Run(ctx), <-sources)
-		<-guarded
+		beside.Wait()
 		s.done <- err
 	}()
 }

@@ -33,6 +33,7 @@ var Rules = []Rule{
 	{"kubelet/probe", []string{"internal/..."}, "results out; what follows from them is plan's"},
 	{"kubelet/evict", []string{"internal/..."}, "who has to go; it is told what there is, and has others do it"},
 	{"kubelet/pull", []string{"runtime/image", "internal/..."}, "an image, or why not"},
+	{"kubelet/rotate", []string{"internal/..."}, "it knows files; who writes them is told to begin a new one"},
 	{"kubelet/hook", []string{"internal/..."}, "it is told what to run where"},
 	{"kubelet/feed", []string{"internal/..."}, "a table of any objects"},
 	{"kubelet/event", []string{"kubelet/feed", "internal/..."}, "it keeps what it is told"},

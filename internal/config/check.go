@@ -124,6 +124,12 @@ func (c *Config) checkKubelet(fault func(key, words string)) {
 			fault(key+"shutdownGracePeriodSeconds", fmt.Sprintf("%d is less than nothing", g.Seconds))
 		}
 	}
+	if k.LogMaxFiles < 2 {
+		fault("kubelet.containerLogMaxFiles", fmt.Sprintf("%d is less than two: the one that is written, and the one before it", k.LogMaxFiles))
+	}
+	if k.LogInterval <= 0 {
+		fault("kubelet.containerLogMonitorInterval", k.LogInterval.String()+" is no interval")
+	}
 	if k.MaxPods < 1 {
 		fault("kubelet.maxPods", fmt.Sprintf("%d is less than one", k.MaxPods))
 	}

@@ -163,6 +163,10 @@ type Kubelet struct {
 	CredentialConfig string            `yaml:"imageCredentialProviderConfig"`
 	CredentialBinDir string            `yaml:"imageCredentialProviderBinDir"`
 
+	LogMaxSize  string        `yaml:"containerLogMaxSize"`
+	LogMaxFiles int           `yaml:"containerLogMaxFiles"`
+	LogInterval time.Duration `yaml:"containerLogMonitorInterval"`
+
 	ShutdownByPriority []ShutdownGrace `yaml:"shutdownGracePeriodByPodPriority"`
 
 	EvictionHard            map[string]string `yaml:"evictionHard"`

@@ -143,6 +143,9 @@ func TestLoadNamesFaults(t *testing.T) {
 		{"string for a list", "image: {pinned: a}\n", []string{`:1: image.pinned: want a list`}},
 		{"two documents", "{}\n---\n{}\n", []string{": more than one YAML document"}},
 		{"bad mode", "network:\n  mode: calico\n", []string{`:2: network.mode: "calico" is neither`}},
+		{"logs", "kubelet:\n  containerLogMaxFiles: 1\n  containerLogMonitorInterval: 0s\n", []string{
+			`:2: kubelet.containerLogMaxFiles: 1 is less than two`, `:3: kubelet.containerLogMonitorInterval: 0s is no interval`,
+		}},
 		{"priorities in no order", "kubelet:\n  shutdownGracePeriodByPodPriority:\n  - {priority: 5, shutdownGracePeriodSeconds: 10}\n  - {priority: 5, shutdownGracePeriodSeconds: -1}\n", []string{
 			`:4: kubelet.shutdownGracePeriodByPodPriority[1].priority: 5 is not more than`, `:4: kubelet.shutdownGracePeriodByPodPriority[1].shutdownGracePeriodSeconds: -1 is less than nothing`,
 		}},
