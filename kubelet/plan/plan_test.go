@@ -398,6 +398,18 @@ func TestARejectedPodHasNothing(t *testing.T) {
 	}
 }
 
+// What a pod ends for and what its disruption says are two sentences, as upstream has it with preemption.
+func TestADisruptionHasWordsOfItsOwn(t *testing.T) {
+	w := newWorld(t, pod(container("a"))).settle()
+	w.o.Memory.Finish(End{Since: w.now, Phase: v1.PodFailed, Reason: Preempting, Message: "for another one", Disruption: "to make room"})
+	w.settle().shows("Failed Preempting; a Error 143; not PodReadyToStartContainers Ready ContainersReady")
+	if !slices.ContainsFunc(w.last.Status.Conditions, func(c v1.PodCondition) bool {
+		return c.Type == v1.DisruptionTarget && c.Reason == v1.PodReasonTerminationByKubelet && c.Message == "to make room"
+	}) {
+		t.Errorf("the conditions are %+v", w.last.Status.Conditions)
+	}
+}
+
 // A grace that is said later counts if it is shorter than the pod's own, if nothing else was said before.
 func TestALongerGraceThanThePods(t *testing.T) {
 	w := newWorld(t, pod(container("a"))).settle()
