@@ -42,7 +42,7 @@ const DemoName = "berth.local/demo-web:1"
 // downloaded packages between runs. It needs apt-get, dpkg-deb, the go command and, for packages not in work yet, the
 // network.
 func Make(ctx context.Context, dir, work string) error {
-	programs, err := buildPrograms(ctx, filepath.Join(work, "programs"), "web", "nonewprivs", "pause")
+	programs, err := buildPrograms(ctx, filepath.Join(work, "programs"), "web", "health", "nonewprivs", "pause")
 	if err != nil {
 		return err
 	}

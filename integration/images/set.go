@@ -108,6 +108,7 @@ const (
 	Whiteouts   = Registry + "/whiteouts:1"   // later layers remove what earlier ones have
 	Entrypoint  = Registry + "/entrypoint:1"  // entrypoint, command, user, working folder and environment
 	Layered     = Registry + "/layered:1"     // three layers of many files that no other image has
+	Health      = Registry + "/health:1"      // busybox and a server that is told whether it is well
 )
 
 // ownImages are for the tests of this repository.
@@ -136,6 +137,8 @@ func ownImages(busybox *Tree, programs map[string]string) []Image {
 			Entrypoint: []string{"sh", "-c", `echo "args: $*"; echo "user: $(id -un)"; echo "dir: $PWD"; echo "env: $FROM_IMAGE $BOTH"`, "entrypoint"},
 			Cmd:        []string{"from", "image"},
 		}, Layers: []*Tree{busybox}},
+		{Names: []string{Health}, Config: ocispec.ImageConfig{Env: []string{searchPath}, Entrypoint: []string{"/usr/bin/health"}},
+			Layers: []*Tree{busybox, add(NewTree(), "usr/bin/health", programs["health"], 0o755)}},
 		{Names: []string{Layered}, Config: shell, Layers: []*Tree{bulk("a"), bulk("b"), bulk("c")}},
 	}
 }
