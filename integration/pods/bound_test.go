@@ -149,12 +149,20 @@ func TestAppliedVolumes(t *testing.T) {
 	dir := t.TempDir()
 	hostPath := "---\napiVersion: v1\nkind: PersistentVolume\nmetadata: {name: host}\nspec: {accessModes: [ReadWriteOnce], capacity: {storage: 1Gi}, claimRef: {namespace: default, name: c}, hostPath: {path: " + dir + "/made, type: DirectoryOrCreate}}\n"
 	n.apply(usesClaim("p", "c") + claimText("c", "1", "") + hostPath)
-	n.awaitReady("p")
+	p := n.awaitReady("p")
 	n.sh("p", "main", "touch /data/f")
 	if _, err := os.Stat(dir + "/made/f"); err != nil {
 		t.Error(err)
 	}
 	wants(t, "get pv", n.berth().ok(t, "get", "pv/host", "-o", "jsonpath={.status.phase} {.spec.claimRef.name}"), `^Bound c$`)
+	// Taken away under its claim, it stays with the pod that runs, and is the claim's again when it comes back.
+	n.berth().ok(t, "delete", "pv", "host")
+	n.awaitStorage(defaultClaims+"c", "Lost")
+	n.Restart(t)
+	n.sh("p", "main", "ls /data/f")
+	n.apply(hostPath)
+	n.awaitStorage(defaultClaims+"c", "Bound 1Gi")
+	n.same(p, "the return of its volume")
 	n.berth().ok(t, "delete", "pod", "p")
 	n.berth().ok(t, "delete", "pvc", "c")
 	n.awaitStorage("persistentvolumes/host", "Released")
