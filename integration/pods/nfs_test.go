@@ -117,32 +117,6 @@ func TestNFS(t *testing.T) {
 	}
 }
 
-// A PersistentVolume of a server is mounted for each pod whose claim is bound to it, with the volume's options.
-func TestNFSVolume(t *testing.T) {
-	s, n := serveNFS(t), start(t)
-	n.write("v.yaml", fmt.Sprintf("apiVersion: v1\nkind: PersistentVolume\nmetadata: {name: share}\nspec:\n  accessModes: [ReadWriteMany, ReadWriteOnce]\n"+
-		"  capacity: {storage: 5Gi}\n  mountOptions: [noatime, nodev]\n  nfs: {server: 127.0.0.1, path: %s}\n%s", s.dir, claimText("c", "1", "  volumeName: share\n")))
-	mount := "    volumeMounts: [{name: share, mountPath: /share}]\n"
-	n.write("p.yaml", spec("p", "  volumes: [{name: share, persistentVolumeClaim: {claimName: c}}]\n", mount))
-	n.write("q.yaml", spec("q", "  volumes: [{name: share, persistentVolumeClaim: {claimName: c, readOnly: true}}]\n", mount))
-	p, q := n.awaitReady("p"), n.awaitReady("q")
-	if got := n.sh("p", "main", "echo ours > /share/f; grep -c ' /share nfs4 rw,nodev,noatime' /proc/mounts"); got != "1" {
-		t.Errorf("it is mounted otherwise: %s", n.sh("p", "main", "grep /share /proc/mounts"))
-	}
-	if got := n.sh("q", "main", "touch /share/f 2>/dev/null || echo no; cat /share/f"); got != "no\nours" {
-		t.Errorf("q: %q", got)
-	}
-	for _, pod := range []string{"p", "q"} {
-		n.remove(pod + ".yaml")
-		n.awaitGone(pod)
-	}
-	n.awaitUnmounted(string(p.UID))
-	n.awaitUnmounted(string(q.UID))
-	if got, err := os.ReadFile(s.dir + "/f"); err != nil || string(got) != "ours\n" {
-		t.Errorf("the server has %q, %v", got, err)
-	}
-}
-
 // A server that goes away holds neither the node nor the end of the pods that have mounted from it. Who waits for it gets the
 // volume when it is there again, once.
 func TestNFSServerGoesAway(t *testing.T) {

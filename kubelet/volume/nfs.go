@@ -36,10 +36,20 @@ func (m *Manager) setUpNFS(ctx context.Context, pod *v1.Pod, name string, nfs *v
 	if err := makeDir(dir, nil); err != nil {
 		return "", err
 	}
-	server := nfs.Server
-	if ip := net.ParseIP(server); ip != nil && ip.To4() == nil {
-		server = "[" + server + "]"
+	ctx, cancel := context.WithTimeout(ctx, nfsTimeout)
+	defer cancel()
+	out, err := withHelper(ctx, "mount", mountNFS(nfs, options, dir)...).CombinedOutput()
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("mount %s: no answer: %w", export(nfs), errors.Join(ctx.Err(), errdefs.ErrUnavailable))
+	case err != nil:
+		return "", fmt.Errorf("mount failed: %w: %s", err, strings.TrimSpace(string(out)))
 	}
+	return dir, nil
+}
+
+// mountNFS are the arguments of mount(8).
+func mountNFS(nfs *v1.NFSVolumeSource, options []string, dir string) []string {
 	args := []string{"-t", "nfs"}
 	if nfs.ReadOnly {
 		options = append([]string{"ro"}, options...)
@@ -47,16 +57,16 @@ func (m *Manager) setUpNFS(ctx context.Context, pod *v1.Pod, name string, nfs *v
 	if len(options) > 0 {
 		args = append(args, "-o", strings.Join(options, ","))
 	}
-	ctx, cancel := context.WithTimeout(ctx, nfsTimeout)
-	defer cancel()
-	out, err := withHelper(ctx, "mount", append(args, "--", server+":"+nfs.Path, dir)...).CombinedOutput()
-	switch {
-	case ctx.Err() != nil:
-		return "", fmt.Errorf("mount %s:%s: no answer: %w", server, nfs.Path, errors.Join(ctx.Err(), errdefs.ErrUnavailable))
-	case err != nil:
-		return "", fmt.Errorf("mount failed: %w: %s", err, strings.TrimSpace(string(out)))
+	return append(args, "--", export(nfs), dir)
+}
+
+// export is what a server exports, as mount(8) wants it.
+func export(nfs *v1.NFSVolumeSource) string {
+	server := nfs.Server
+	if ip := net.ParseIP(server); ip != nil && ip.To4() == nil {
+		server = "[" + server + "]"
 	}
-	return dir, nil
+	return server + ":" + nfs.Path
 }
 
 // withHelper is a command that takes the helper it has started along when its time is up: one that goes on trying would mount
