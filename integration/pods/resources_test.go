@@ -165,3 +165,29 @@ func TestPortsThatAreTaken(t *testing.T) {
 	n.remove("a.yaml")
 	n.awaitReady("c")
 }
+
+// Huge pages that the machine has not set aside are not to be had, and a pod that asks for them says so.
+func TestHugePagesThatAreNotThere(t *testing.T) {
+	n := start(t)
+	amounts := "{cpu: 100m, memory: 64Mi, hugepages-2Mi: 4Ti}"
+	n.write("p.yaml", spec("p", "  volumes: [{name: huge, emptyDir: {medium: HugePages}}]\n",
+		"    resources: {requests: "+amounts+", limits: "+amounts+"}\n    volumeMounts: [{name: huge, mountPath: /huge}]\n"))
+	n.await("p", "refused", failed("OutOfhugepages-2Mi", "Pod was rejected: Node didn't have enough resource: hugepages-2Mi, requested: 4398046511104, used: 0, capacity: "))
+}
+
+// Nobody swaps, whatever the machine has of it, unless the node is told to let them.
+func TestNobodySwaps(t *testing.T) {
+	_, uncounted := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	if _, v2 := os.Stat("/sys/fs/cgroup/cgroup.controllers"); v2 != nil && uncounted != nil {
+		t.Skip("this kernel does not account for swap (swapaccount=1)")
+	}
+	n := start(t)
+	n.write("sure.yaml", spec("sure", "", "    resources: {limits: {cpu: 100m, memory: 64Mi}}\n"))
+	n.write("burstable.yaml", spec("burstable", "", "    resources: {requests: {memory: 32Mi}, limits: {memory: 64Mi}}\n"))
+	for _, name := range []string{"sure", "burstable"} {
+		// On cgroup v1 it is memory and swap together.
+		if got := n.limit(n.awaitReady(name), "main", "memory/memory.memsw.limit_in_bytes", "memory.swap.max"); got != "67108864" && got != "0" {
+			t.Errorf("%s may swap: %s", name, got)
+		}
+	}
+}

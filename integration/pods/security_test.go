@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	v1 "k8s.io/api/core/v1"
 
 	"github.com/berth-node/berth/integration/images"
 )
@@ -151,27 +150,4 @@ func TestUnsafeSysctlThatIsAllowed(t *testing.T) {
 		t.Errorf("kernel.msgmax is %s", got)
 	}
 	n.await("q", "refused", failed("SysctlForbidden", `Pod was rejected: forbidden sysctl: "kernel.shmmax" not allowlisted`))
-}
-
-// Huge pages are the pod's as far as it asks for them, where the machine has some.
-func TestHugePages(t *testing.T) {
-	const size, pages = 2 << 20, "/sys/kernel/mm/hugepages/hugepages-2048kB/"
-	if _, err := os.Stat(pages); err != nil {
-		t.Skip("this kernel has no huge pages of 2 MiB")
-	}
-	if numberIn(t, pages+"free_hugepages") < 2 {
-		t.Skip("no huge pages are set aside on this machine (vm.nr_hugepages)")
-	}
-	n := start(t)
-	amounts := "{cpu: 100m, memory: 64Mi, hugepages-2Mi: 4Mi}"
-	n.write("p.yaml", spec("p", "  volumes: [{name: huge, emptyDir: {medium: HugePages}}]\n",
-		"    resources: {requests: "+amounts+", limits: "+amounts+"}\n    volumeMounts: [{name: huge, mountPath: /huge}]\n"))
-	n.awaitReady("p")
-	if got := n.sh("p", "main", "grep -c ' /huge hugetlbfs .*pagesize=2M' /proc/mounts; stat -f -c %S /huge"); got != fmt.Sprintf("1\n%d", size) {
-		t.Errorf("the volume is %q", got)
-	}
-	n.write("q.yaml", strings.ReplaceAll(spec("q", "", "    resources: {requests: "+amounts+", limits: "+amounts+"}\n"), "hugepages-2Mi: 4Mi", "hugepages-2Mi: 4Ti"))
-	n.await("q", "refused", func(p *v1.Pod) bool {
-		return p.Status.Phase == v1.PodFailed && p.Status.Reason == "OutOfhugepages-2Mi"
-	})
 }
