@@ -83,7 +83,7 @@ func (p *Puller) Ensure(ctx context.Context, pod *v1.Pod, c *v1.Container, secre
 	if found == nil && c.ImagePullPolicy == v1.PullNever {
 		return Image{}, never(c, event)
 	}
-	keys, err := p.credentials(ctx, repository, secrets)
+	keys, doubt, err := p.credentials(ctx, repository, secrets)
 	if err != nil {
 		message := fmt.Sprintf("Failed to pull image %q: %v", c.Image, err)
 		event(v1.EventTypeWarning, "Failed", message)
@@ -98,7 +98,7 @@ func (p *Puller) Ensure(ctx context.Context, pod *v1.Pod, c *v1.Container, secre
 			return Image{}, never(c, event) // as if it were not there: who may not have it need not know
 		}
 	}
-	return p.pull(ctx, ref, c, keys, event)
+	return p.pull(ctx, ref, c, keys, doubt, event)
 }
 
 // parse returns the name of an image without its tag or digest, and with the tag that it has by default.
@@ -136,8 +136,8 @@ func never(c *v1.Container, event func(_, _, _ string)) *Failure {
 	return &Failure{ErrImageNeverPull, message}
 }
 
-// pull asks the registry, with one of the keys after the other.
-func (p *Puller) pull(ctx context.Context, ref string, c *v1.Container, keys []credentialprovider.TrackedAuthConfig, event func(_, _, _ string)) (Image, *Failure) {
+// pull asks the registry, with one of the keys after the other. If it gives the image to none of them, doubt, if there is one, is told too.
+func (p *Puller) pull(ctx context.Context, ref string, c *v1.Container, keys []credentialprovider.TrackedAuthConfig, doubt error, event func(_, _, _ string)) (Image, *Failure) {
 	event(v1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image))
 	began := p.cfg.Now()
 	var faults []error
@@ -161,7 +161,7 @@ func (p *Puller) pull(ctx context.Context, ref string, c *v1.Container, keys []c
 		}
 		return described(pulled), nil
 	}
-	err := errors.Join(faults...)
+	err := errors.Join(append(faults, doubt)...)
 	if ctx.Err() != nil {
 		return Image{}, &Failure{ErrImagePull, err.Error()} // nothing is wrong with it: nobody waits any more
 	}
@@ -178,25 +178,24 @@ func authOf(key *credentialprovider.TrackedAuthConfig) *image.Auth {
 	return &image.Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, ServerAddress: a.ServerAddress, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
 }
 
-// credentials returns those that fit a repository, the best first.
-func (p *Puller) credentials(ctx context.Context, repository string, secrets []*v1.Secret) ([]credentialprovider.TrackedAuthConfig, error) {
+// credentials returns those that fit a repository, the best first. doubt is what plugins failed of: an image that everybody may have needs
+// none of them, so that is no reason yet not to ask for it.
+func (p *Puller) credentials(ctx context.Context, repository string, secrets []*v1.Secret) (keys []credentialprovider.TrackedAuthConfig, doubt, err error) {
 	ring := &credentialprovider.BasicDockerKeyring{}
 	for _, s := range secrets {
 		config, err := configOf(s)
 		if err != nil {
-			return nil, fmt.Errorf("secret %s/%s: %w", s.Namespace, s.Name, err)
+			return nil, nil, fmt.Errorf("secret %s/%s: %w", s.Namespace, s.Name, err)
 		}
 		ring.Add(&credentialprovider.CredentialSource{Secret: &credentialprovider.SecretCoordinates{UID: string(s.UID), Namespace: s.Namespace, Name: s.Name}}, config)
 	}
-	keys, _ := ring.Lookup(repository)
+	keys, _ = ring.Lookup(repository)
 	if p.cfg.Plugins != nil {
-		more, err := p.cfg.Plugins.lookup(ctx, repository)
-		if err != nil && len(keys) == 0 {
-			return nil, err
-		}
+		var more []credentialprovider.TrackedAuthConfig
+		more, doubt = p.cfg.Plugins.lookup(ctx, repository)
 		keys = append(keys, more...)
 	}
-	return keys, nil
+	return keys, doubt, nil
 }
 
 // configOf reads a secret of either of the two types for registries. Others hold none.

@@ -272,6 +272,9 @@ echo '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kube
 	if _, f := r.ensure("reg.test/a/closed:1", v1.PullAlways, secret("right", "pw")); f != nil {
 		t.Errorf("with a secret the plugin's failure does not matter: %v", f)
 	}
+	if _, f := r.ensure("reg.test/free", v1.PullAlways); f != nil {
+		t.Errorf("of an image that everybody may have the plugin's failure does not matter: %v", f)
+	}
 	for _, c := range []struct{ config, want string }{
 		{strings.Replace(one, "name: plug", "name: ../plug", 1), "providers[0]: name: "},
 		{strings.Replace(one, "name: plug", "name: none", 1), "providers[0]: name: "},
