@@ -4,8 +4,11 @@ package pods
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -35,6 +38,15 @@ func TestEndsThatNobodySaw(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// As long as nobody has reaped them, the kernel can still tell of their ends, and does tell the next keeper.
+	harness.Eventually(t, 20*time.Second, "their ends to be reaped", func() error {
+		for name, pid := range pids {
+			if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("%d of %s: %v", pid, name, err)
+			}
+		}
+		return nil
+	})
 	if err := n.Start(); err != nil {
 		t.Fatal(err)
 	}
