@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-node/berth/internal/atomicfile"
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
@@ -60,6 +61,10 @@ type self struct {
 func (n *node) openSelf() (*self, error) {
 	s, host := &self{}, n.cgroups
 	dir, c := filepath.Join(n.cfg.RootDir, "kubelet"), n.cfg.Kubelet
+	// What a killed daemon was writing there. The one before this has parted with both.
+	if err := errors.Join(atomicfile.Sweep(dir), atomicfile.Sweep(n.cfg.RunDir)); err != nil {
+		n.log.Warn("what was half written by an earlier daemon cannot be removed", "error", err)
+	}
 	var err error
 	if s.declared, err = source.Open(source.Config{
 		Dir: filepath.Join(dir, "objects"), Paths: n.hostPaths(), Log: n.log, Vet: func(was, is manifest.Object) error { return s.binder.Vet(was, is) },

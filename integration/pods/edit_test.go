@@ -3,7 +3,9 @@
 package pods
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -120,6 +122,33 @@ func TestADamagedRecordEndsNothing(t *testing.T) {
 				t.Errorf("it was restarted")
 			}
 		})
+	}
+}
+
+// A daemon that is killed while it replaces a file leaves the new one under a name of its own, which the next removes.
+func TestWhatAKilledDaemonWasWritingGoes(t *testing.T) {
+	n := start(t)
+	n.write("p.yaml", podText("p", sleeper))
+	p := n.awaitReady("p")
+	n.Kill9(t)
+	var left []string
+	for _, path := range []string{"pki/token", "objects/files/x.json", "images/x", "pods/" + string(p.UID) + "/state.json", "events.json"} {
+		left = append(left, filepath.Join(n.RootDir, "kubelet", filepath.Dir(path), "."+filepath.Base(path)+".1x2y3z"))
+	}
+	left = append(left, filepath.Join(n.RunDir, ".kubeconfig.1x2y3z"))
+	for _, path := range left {
+		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.same(p, "a kill")
+	for _, path := range left {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
 	}
 }
 

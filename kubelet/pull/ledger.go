@@ -41,7 +41,8 @@ type holder struct {
 }
 
 func openLedger(dir string) (ledger, error) {
-	return ledger{dir, &sync.Mutex{}}, errors.Join(os.MkdirAll(dir, 0o700), atomicfile.Sweep(dir))
+	_ = atomicfile.Sweep(dir) // on a read-only root it stays
+	return ledger{dir, &sync.Mutex{}}, os.MkdirAll(dir, 0o700)
 }
 
 func (l ledger) path(imageID string) string {

@@ -59,6 +59,7 @@ func OpenCredentials(dir string, names []string, now func() time.Time) (*Credent
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
+	_ = atomicfile.Sweep(dir) // on a read-only root it stays
 	c := &Credentials{dir: dir, names: names, now: now}
 	var err error
 	if c.Token, err = openToken(filepath.Join(dir, tokenFile)); err != nil {

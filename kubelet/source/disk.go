@@ -126,6 +126,7 @@ func (s *Store) load() error {
 	if err := os.MkdirAll(s.disk.files(), 0o700); err != nil {
 		return err
 	}
+	_ = atomicfile.Sweep(s.disk.files()) // on a read-only root it stays
 	info, err := os.Stat(s.disk.dir)
 	if err == nil && info.Mode().Perm() != 0o700 { // on a read-only root the daemon starts all the same
 		err = os.Chmod(s.disk.dir, 0o700)
