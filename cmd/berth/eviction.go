@@ -13,6 +13,7 @@ import (
 	"github.com/berth-node/berth/internal/config"
 	"github.com/berth-node/berth/internal/errdefs"
 	"github.com/berth-node/berth/kubelet"
+	"github.com/berth-node/berth/kubelet/event"
 	"github.com/berth-node/berth/kubelet/evict"
 	"github.com/berth-node/berth/kubelet/plan"
 	"github.com/berth-node/berth/kubelet/volume"
@@ -226,6 +227,7 @@ func (s *self) evict(ctx context.Context, pod *v1.Pod, o evict.Order) error {
 	if o.Disrupted {
 		disruption = o.Message
 	}
+	s.events.Eventf(event.About(pod), v1.EventTypeWarning, plan.Evicted, "%s", o.Message)
 	if err := s.kubelet.Evict(pod.UID, plan.Evicted, o.Message, disruption, &o.Grace); err != nil {
 		return err
 	}

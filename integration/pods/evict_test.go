@@ -100,6 +100,60 @@ func TestProcessPressure(t *testing.T) {
 	n.awaitReady("p")
 }
 
+// Too few files that may yet be made cost the pod that has made them.
+func TestInodePressure(t *testing.T) {
+	n := startOn(t, []harness.Tmpfs{{Path: "root", Options: "size=200m,nr_inodes=20000"}},
+		"  evictionHard: {nodefs.inodesFree: 25%, nodefs.available: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%, memory.available: 0%}\n  evictionPressureTransitionPeriod: 1s\n")
+	n.write("modest.yaml", podText("modest", sleeper))
+	n.await("modest", "running", running)
+	shared := t.TempDir()
+	const fills = "[ -e /shared/full ] || { touch /shared/full; cd /data; i=0; while [ $i -lt 16000 ]; do : > $i; i=$((i+1)); done; }; " + sleeper
+	n.write("filler.yaml", podText("filler", fills, fmt.Sprintf("    volumeMounts: [{name: data, mountPath: /data}, {name: shared, mountPath: /shared}]\n"+
+		"  volumes: [{name: data, emptyDir: {}}, {name: shared, hostPath: {path: %s}}]\n", shared)))
+	first := n.await("filler", "evicted", failed("Evicted", "The node was low on resource: inodes. Threshold quantity: "))
+	if again := n.await("filler", "running again", running); again.UID == first.UID {
+		t.Error("an evicted pod goes on with its UID")
+	}
+	if p := n.pod("modest"); !running(p) || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Errorf("the other pod: %v", p.Status)
+	}
+}
+
+// Too little memory costs first the pod that has most of it beyond what it asked for. As long as there is too little, no pod
+// begins that asks for none.
+func TestMemoryPressure(t *testing.T) {
+	n := start(t)
+	config := func(least string) string {
+		return n.config("  evictionHard: {memory.available: " + least + ", nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}\n  evictionPressureTransitionPeriod: 1s\n")
+	}
+	n.write("large.yaml", podText("large", "dd if=/dev/zero of=/data/file bs=1M count=64; touch /tmp/done; "+sleeper,
+		"    readinessProbe: {periodSeconds: 1, exec: {command: [test, -e, /tmp/done]}}\n    volumeMounts: [{name: data, mountPath: /data}]\n  volumes: [{name: data, emptyDir: {medium: Memory}}]\n"))
+	n.write("small.yaml", podText("small", sleeper))
+	n.awaitReady("large")
+	n.awaitReady("small")
+	n.Reconfigure(t, config("99.9%")) // which no machine has
+	n.await("large", "evicted", failed("Evicted", "memory"))
+	if got := n.berth().ok(t, "get", "node", "self", "-o", "jsonpath={.status.conditions[?(@.type=='MemoryPressure')].status}"); got != "True" {
+		t.Errorf("MemoryPressure is %q", got)
+	}
+	n.write("late.yaml", podText("late", sleeper))
+	n.await("late", "refused", failed("Evicted", "The node had condition: [MemoryPressure]. "))
+	n.await("small", "evicted", failed("Evicted", "memory"))
+	var evicted []string
+	for line := range strings.Lines(n.berth().ok(t, "events", "-A", "--types", "Warning")) {
+		if strings.Contains(line, "The node was low on resource: memory. Threshold quantity: ") {
+			evicted = append(evicted, strings.Join(strings.Fields(line)[3:5], " "))
+		}
+	}
+	if got := strings.Join(evicted, ", "); got != "Evicted Pod/large, Evicted Pod/small" {
+		t.Errorf("events of %s", got)
+	}
+	n.Reconfigure(t, config("0%"))
+	for _, pod := range []string{"large", "small", "late"} {
+		n.awaitReady(pod)
+	}
+}
+
 // numberIn reads a file with one number, or the number of tasks in loadavg.
 func numberIn(t *testing.T, file string) int {
 	t.Helper()
