@@ -191,3 +191,24 @@ func TestNobodySwaps(t *testing.T) {
 		}
 	}
 }
+
+// Where the machine has set huge pages aside, a pod has as many of them as it asks for, and a volume of them.
+func TestHugePages(t *testing.T) {
+	n := start(t)
+	if all := n.berth().ok(t, "get", "node", "self", "-o", "jsonpath={.status.allocatable['hugepages-2Mi']}"); all == "" || all == "0" {
+		t.Skip("this node has no huge pages of 2 MiB: none are set aside (vm.nr_hugepages), or there is no cgroup controller hugetlb")
+	}
+	if numberIn(t, "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") < 2 {
+		t.Skip("all huge pages are in use")
+	}
+	amounts := "{cpu: 100m, memory: 64Mi, hugepages-2Mi: 4Mi}"
+	n.write("p.yaml", spec("p", "  volumes: [{name: huge, emptyDir: {medium: HugePages}}]\n",
+		"    resources: {requests: "+amounts+", limits: "+amounts+"}\n    volumeMounts: [{name: huge, mountPath: /huge}]\n"))
+	p := n.awaitReady("p")
+	if got := n.sh("p", "main", "grep -c ' /huge hugetlbfs .*pagesize=2M' /proc/mounts; stat -f -c %S /huge"); got != "1\n2097152" {
+		t.Errorf("the volume is %q", got)
+	}
+	if got := n.limit(p, "main", "hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "4194304" {
+		t.Errorf("it may have %s bytes", got)
+	}
+}
