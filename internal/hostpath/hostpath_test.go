@@ -63,23 +63,7 @@ func TestLookUp(t *testing.T) {
 
 // A mount that hangs is not touched when the kernel was disturbed at it: it is asked once more.
 func TestLookUpOfADisturbedMount(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
-	hung := filepath.Join(t.TempDir(), "hung")
-	if err := os.Mkdir(hung, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0) // nobody reads requests from it
-	if err != nil {
-		t.Skip(err)
-	}
-	defer server.Close() // which ends all that wait
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server.Fd())
-	if err := unix.Mount("hung", hung, "fuse", 0, options); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(hung, unix.MNT_DETACH)
+	hung := hungMount(t)
 	calls := 0
 	disturbed := func(path string, flags uint64) (int, error) {
 		if calls++; path == hung && calls == 1 {

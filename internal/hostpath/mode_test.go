@@ -76,8 +76,9 @@ func TestMakeFile(t *testing.T) {
 	}
 }
 
-// The helper does the errands on mounts that may hang; here one that has nobody to answer it.
-func TestErrandsToAMountThatHangs(t *testing.T) {
+// hungMount is a mount that has nobody to answer it, until the test ends.
+func hungMount(t *testing.T) string {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounts need root")
 	}
@@ -85,18 +86,24 @@ func TestErrandsToAMountThatHangs(t *testing.T) {
 	if err := os.Mkdir(hung, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0) // nobody reads requests from it
 	if err != nil {
 		t.Skip(err)
 	}
-	defer server.Close() // which ends all that wait
+	t.Cleanup(func() { _ = server.Close() }) // which ends all that wait
 	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server.Fd())
 	if err := unix.Mount("hung", hung, "fuse", 0, options); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(hung, unix.MNT_DETACH)
+	t.Cleanup(func() { _ = unix.Unmount(hung, unix.MNT_DETACH) })
+	return hung
+}
+
+// The helper does the errands on mounts that may hang; here one that has nobody to answer it.
+func TestErrandsToAMountThatHangs(t *testing.T) {
+	hung := hungMount(t)
 	r := resolvers()["with a helper"]
-	_, err = r.Mode(context.Background(), filepath.Join(hung, "file"))
+	_, err := r.Mode(context.Background(), filepath.Join(hung, "file"))
 	if !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("mode: %v", err)
 	}

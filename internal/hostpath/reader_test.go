@@ -126,23 +126,7 @@ func TestReaderWatches(t *testing.T) {
 
 // A mount that has nobody to answer it ends the look at what is like it, and at nothing else.
 func TestReaderOnAMountThatHangs(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
-	hung := filepath.Join(t.TempDir(), "hung")
-	if err := os.Mkdir(hung, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Skip(err)
-	}
-	defer server.Close() // which ends all that wait
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server.Fd())
-	if err := unix.Mount("hung", hung, "fuse", 0, options); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(hung, unix.MNT_DETACH)
+	hung := hungMount(t)
 	r := resolvers()["with a helper"]
 	d := r.Reader(t.Context(), nil)
 	defer d.Close()
