@@ -7,6 +7,8 @@ import (
 
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-node/berth/internal/caps"
 )
 
 // defaultCapabilities are those of a container that asks for nothing, the same with all runtimes since Docker.
@@ -110,14 +112,10 @@ func capabilityNames(field string, names []string) ([]string, error) {
 var knownCapabilities = sync.OnceValue(func() []string {
 	var names []string
 	for _, c := range capability.ListKnown() {
-		names = append(names, capabilityName(c))
+		names = append(names, caps.Name(c))
 	}
 	return names
 })
-
-func capabilityName(c capability.Cap) string {
-	return "CAP_" + strings.ToUpper(c.String())
-}
 
 // unique drops later duplicates and keeps the order.
 func unique(in []string) []string {

@@ -3,10 +3,10 @@ package spec
 import (
 	"slices"
 
-	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-node/berth/internal/caps"
 	"github.com/berth-node/berth/internal/enter"
 	"github.com/berth-node/berth/internal/rlimit"
 )
@@ -54,11 +54,11 @@ func Enter(container *specs.Spec, p *specs.Process) *enter.Plan {
 		UID:             p.User.UID,
 		GID:             p.User.GID,
 		Groups:          p.User.AdditionalGids,
-		Bounding:        capabilityBits(p.Capabilities.Bounding),
-		Effective:       capabilityBits(p.Capabilities.Effective),
-		Permitted:       capabilityBits(p.Capabilities.Permitted),
-		Inheritable:     capabilityBits(p.Capabilities.Inheritable),
-		Ambient:         capabilityBits(p.Capabilities.Ambient),
+		Bounding:        caps.Bits(p.Capabilities.Bounding),
+		Effective:       caps.Bits(p.Capabilities.Effective),
+		Permitted:       caps.Bits(p.Capabilities.Permitted),
+		Inheritable:     caps.Bits(p.Capabilities.Inheritable),
+		Ambient:         caps.Bits(p.Capabilities.Ambient),
 		AppArmor:        p.ApparmorProfile,
 		Args:            p.Args,
 		Env:             p.Env,
@@ -80,19 +80,4 @@ func Enter(container *specs.Spec, p *specs.Process) *enter.Plan {
 		plan.Namespaces |= cloneFlags[ns.Type]
 	}
 	return plan
-}
-
-// capabilityBits leaves out what the kernel does not know, as libcontainer does.
-func capabilityBits(names []string) uint64 {
-	supported, err := capability.ListSupported()
-	if err != nil {
-		supported = capability.ListKnown() // the kernel refuses what it does not know
-	}
-	var bits uint64
-	for _, c := range supported {
-		if slices.Contains(names, capabilityName(c)) {
-			bits |= 1 << uint(c)
-		}
-	}
-	return bits
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/moby/sys/capability"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-node/berth/internal/caps"
 )
 
 // HostCapabilities are the capabilities that this process, and so what it starts, can give to a container.
@@ -27,7 +29,7 @@ func HostCapabilities() ([]string, error) {
 	names := []string{}
 	for _, c := range capability.ListKnown() {
 		if c <= last && own.Get(capability.PERMITTED, c) && own.Get(capability.BOUNDING, c) {
-			names = append(names, capabilityName(c))
+			names = append(names, caps.Name(c))
 		}
 	}
 	return names, nil
