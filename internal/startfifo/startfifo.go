@@ -2,9 +2,9 @@
 //
 // Init, when all is ready, opens its exec FIFO for writing, writes a byte, and becomes the workload. libcontainer means it to
 // wait in the open, for a reader. But a reader that dies before the byte comes makes the write fail, and init with it. So
-// init has the FIFO open for itself, and full (Block): it waits in the write, for room. Who lets it go takes everything out
-// (LetGo), at once and for good: then there is room whoever lives, the byte has a reader in init itself, and until it goes
-// nobody can tell the FIFO for a full one (Blocked). To open the FIFO, or to have it open, means nothing.
+// init has the FIFO open for itself, and full (Block; Blocking for one that is handed it): it waits in the write, for room. Who
+// lets it go takes everything out (LetGo), at once and for good: then there is room whoever lives, the byte has a reader in init
+// itself, and until it goes nobody can tell the FIFO for a full one (Blocked). To open the FIFO, or to have it open, means nothing.
 package startfifo
 
 import (
@@ -30,19 +30,39 @@ func BlockInit() error {
 // Block makes this process wait when it writes to the FIFO at path, until somebody has called LetGo. The descriptor for
 // that lasts until the next program is executed.
 func Block(path string) error {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	_, err := fill(path)
+	return err
+}
+
+// Blocking returns the FIFO at path, open for an init that is to be handed it: who writes to it waits until somebody has called
+// LetGo, and has to hold it open until then. It is the caller's to close.
+func Blocking(path string) (*os.File, error) {
+	fd, err := fill(path)
+	if err == nil {
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, false)) // it is to wait
+	}
 	if err != nil {
-		return fmt.Errorf("open the FIFO that the start waits at: %w", err)
+		unix.Close(fd) // or -1
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// fill opens the FIFO at path for reading and writing, and leaves no room in it.
+func fill(path string) (fd int, err error) {
+	fd, err = unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fd, fmt.Errorf("open the FIFO that the start waits at: %w", err)
 	}
 	// One page, so that it is either full or has room: no part of it can be taken out.
 	page := make([]byte, os.Getpagesize())
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, len(page)); err != nil {
-		return fmt.Errorf("F_SETPIPE_SZ: %w", err)
+		return fd, fmt.Errorf("F_SETPIPE_SZ: %w", err)
 	}
 	if n, err := unix.Write(fd, page); err != nil || n != len(page) {
-		return fmt.Errorf("fill the FIFO that the start waits at: %d bytes, %w", n, err)
+		return fd, fmt.Errorf("fill the FIFO that the start waits at: %d bytes, %w", n, err)
 	}
-	return nil
+	return fd, nil
 }
 
 // Open opens the FIFO for the two functions below.

@@ -16,11 +16,34 @@ func TestStart(t *testing.T) {
 	if err := Block(path); err != nil {
 		t.Fatal(err)
 	}
+	wantStart(t, path, func() error { return os.WriteFile(path, []byte("0"), 0) }) // as libcontainer's init does
+}
+
+// TestStartOfAnInitThatIsHandedTheFIFO has nobody else hold it.
+func TestStartOfAnInitThatIsHandedTheFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if _, err := Blocking(path); err == nil {
+		t.Error("there is none, and it was opened")
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fifo, err := Blocking(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fifo.Close()
+	wantStart(t, path, func() error { _, err := unix.Write(int(fifo.Fd()), []byte("0")); return err })
+}
+
+// wantStart checks that init, which writes its byte, waits for LetGo and for nothing else.
+func wantStart(t *testing.T, path string, write func() error) {
+	t.Helper()
 	first := open(t, path)
 	wantBlocked(t, first, true)
 	wrote := make(chan error)
-	go func() { wrote <- os.WriteFile(path, []byte("0"), 0) }() // as libcontainer's init does
-	first.Close()                                               // a reader that comes and goes
+	go func() { wrote <- write() }()
+	first.Close() // a reader that comes and goes
 	select {
 	case err := <-wrote:
 		t.Fatalf("init has not waited: %v", err)
