@@ -11,7 +11,8 @@
 //	                                      and exports this program
 //
 // What surrounds the compilation stays libcontainer's: the order of the steps, flags, no_new_privs, its own instructions in
-// front of the program, listeners, errors. An init that gets no program compiles for itself.
+// front of the program, listeners, errors. An init that gets no program compiles for itself. An init of our own gets what
+// libcontainer's loads in the end, instructions and flags (Loaded), which somebody has seen before and kept (Learn).
 //
 // Only berth-launch links it, which makes init and launcher one binary with one libseccomp.
 package filter
@@ -41,8 +42,8 @@ const (
 	// one that the kernel takes (BPF_MAXINSNS).
 	instruction = 8
 	maxProgram  = 4096 * instruction
-	// maxEntries bounds a cache. A node sees a profile per set of capabilities and per Localhost profile.
-	maxEntries = 64
+	// maxEntries bounds a cache. A node sees a profile per set of capabilities and per Localhost profile, with two entries for each.
+	maxEntries = 128
 )
 
 // Worthwhile tells whether a filter is to come from a cache: if there is one, and if it has rules to compile.
@@ -72,10 +73,14 @@ func (c Cache) Program(config *configs.Seccomp) (program []byte, rest *configs.S
 		}
 		_ = c.keep(path, program)
 	}
+	return program, briefOf(key, config), nil
+}
+
+func briefOf(key string, config *configs.Seccomp) *configs.Seccomp {
 	if briefs[key] == nil {
 		briefs[key] = brief(config)
 	}
-	return program, briefs[key], nil
+	return briefs[key]
 }
 
 // briefs are those of this process, which handles few profiles, one at a time, and then ends.
@@ -137,18 +142,27 @@ var surroundings = sync.OnceValue(func() string {
 // Warm does what the first key costs.
 func Warm() { surroundings() }
 
-// An entry is the hash of its name and its program, and the program.
+// An entry is the hash of its name and its content, and the content.
 
-func seal(name string, program []byte) []byte {
+func seal(name string, content []byte) []byte {
 	hash := sha256.New()
 	hash.Write([]byte(name))
-	hash.Write(program)
+	hash.Write(content)
 	return hash.Sum(nil)
 }
 
 var errDamaged = errors.New("damaged")
 
 func read(path string) ([]byte, error) {
+	program, err := readEntry(path)
+	if err != nil {
+		return nil, err
+	}
+	return program, check(program)
+}
+
+// readEntry returns the content of an entry.
+func readEntry(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -159,18 +173,18 @@ func read(path string) ([]byte, error) {
 		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 || st.Uid != uint32(os.Geteuid()) ||
-		st.Size <= sha256.Size || st.Size > sha256.Size+maxProgram {
+		st.Size <= sha256.Size || st.Size > sha256.Size+instruction+maxProgram {
 		return nil, errDamaged
 	}
 	data := make([]byte, st.Size)
 	if _, err := io.ReadFull(file, data); err != nil {
 		return nil, err
 	}
-	sum, program := data[:sha256.Size], data[sha256.Size:]
-	if !slices.Equal(sum, seal(filepath.Base(path), program)) {
+	sum, content := data[:sha256.Size], data[sha256.Size:]
+	if !slices.Equal(sum, seal(filepath.Base(path), content)) {
 		return nil, errDamaged
 	}
-	return program, check(program)
+	return content, nil
 }
 
 // check refuses what can be no program.
@@ -181,14 +195,14 @@ func check(program []byte) error {
 	return nil
 }
 
-func (c Cache) keep(path string, program []byte) error {
+func (c Cache) keep(path string, content []byte) error {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return err
 	}
 	if err := c.prune(); err != nil {
 		return err
 	}
-	return atomicfile.Write(path, append(seal(filepath.Base(path), program), program...), 0o600)
+	return atomicfile.Write(path, append(seal(filepath.Base(path), content), content...), 0o600)
 }
 
 // prune makes room for one more entry: the oldest go, with what an interrupted write left.
