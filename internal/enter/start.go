@@ -101,12 +101,14 @@ func (f *Files) exec(report *os.File) (int, error) {
 	return pidfd, err
 }
 
+// endLimit bounds the wait for the end of a process, in milliseconds: what does not die is stuck in the kernel.
+const endLimit = 1000
+
 // awaitEnd returns when the first process is gone from its cgroup, which whoever looks at it would take for the workload's
 // child. It has nothing to do any more, or was killed.
 func awaitEnd(pidfd int) {
-	const limit = 1000 // milliseconds: what does not die is stuck in the kernel
 	for {
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, limit); err != unix.EINTR {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, endLimit); err != unix.EINTR {
 			return
 		}
 	}
@@ -115,7 +117,7 @@ func awaitEnd(pidfd int) {
 // read reads the report that the process was made.
 func read(conn *net.UnixConn) (int, *os.File, error) {
 	data, oob := make([]byte, ReportSize), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
+	n, oobn, err := receive(conn, data, oob)
 	if err != nil {
 		return 0, nil, fmt.Errorf("read the report: %w", err)
 	}
@@ -128,6 +130,19 @@ func read(conn *net.UnixConn) (int, *os.File, error) {
 		err = errors.New("the report came without a pidfd")
 	}
 	return report.Pid, pidfd, err
+}
+
+// receive reads one message. What the kernel says first of a socket whose other end is closed may hide one: a reset, if that end has
+// left something unread; and its end, if message and end both came between the kernel's look for messages and that for the end
+// (__unix_dgram_recvmsg). What it says when it is asked again is so.
+func receive(conn *net.UnixConn, data, oob []byte) (n, oobn int, err error) {
+	for range 2 {
+		n, oobn, _, _, err = conn.ReadMsgUnix(data, oob)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+			break
+		}
+	}
+	return n, oobn, err
 }
 
 func received(oob []byte) *os.File {
@@ -145,7 +160,7 @@ func received(oob []byte) *os.File {
 // ended returns nil when the socket ends: the workload runs. Anything else is a failure on the way.
 func ended(conn *net.UnixConn) error {
 	data := make([]byte, ReportSize)
-	n, _, _, _, err := conn.ReadMsgUnix(data, nil)
+	n, _, err := receive(conn, data, nil)
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
