@@ -18,92 +18,9 @@
  * The first line keeps the go command from taking this file for a part of the Go package.
  */
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef int i32;
-typedef unsigned long u64;
+#include "sys.h"
 
-#if defined(__x86_64__)
-
-enum {
-	SYS_write = 1, SYS_close = 3, SYS_fstat = 5, SYS_mmap = 9, SYS_rt_sigaction = 13, SYS_rt_sigprocmask = 14, SYS_sendmsg = 46, SYS_clone = 56, SYS_execve = 59,
-	SYS_getcwd = 79, SYS_chdir = 80, SYS_fchown = 93, SYS_umask = 95, SYS_setuid = 105, SYS_setgid = 106, SYS_setsid = 112,
-	SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119, SYS_capset = 126, SYS_prctl = 157,
-	SYS_sched_setaffinity = 203, SYS_exit_group = 231, SYS_keyctl = 250, SYS_openat = 257, SYS_fstatat = 262,
-	SYS_unshare = 272, SYS_prlimit64 = 302, SYS_setns = 308, SYS_seccomp = 317, SYS_read = 0,
-	SYS_close_range = 436, SYS_faccessat2 = 439,
-};
-
-struct stat {
-	u64 dev, ino, nlink;
-	u32 mode, uid, gid, pad;
-	u64 rdev, size, rest[11];
-};
-
-static long call6(long n, long a, long b, long c, long d, long e, long f)
-{
-	long ret;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	register long r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(ret) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
-	return ret;
-}
-
-/* The stack is aligned for calls, which the kernel leaves to us. */
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall enter\n");
-
-#elif defined(__aarch64__)
-
-enum {
-	SYS_getcwd = 17, SYS_faccessat2 = 439, SYS_chdir = 49, SYS_fchown = 55, SYS_openat = 56, SYS_close = 57, SYS_read = 63,
-	SYS_write = 64, SYS_fstatat = 79, SYS_fstat = 80, SYS_capset = 91, SYS_exit_group = 94, SYS_unshare = 97,
-	SYS_sched_setaffinity = 122, SYS_rt_sigaction = 134, SYS_rt_sigprocmask = 135, SYS_setgid = 144, SYS_setuid = 146, SYS_setresuid = 147, SYS_setresgid = 149,
-	SYS_setsid = 157, SYS_setgroups = 159, SYS_umask = 166, SYS_prctl = 167, SYS_sendmsg = 211, SYS_keyctl = 219,
-	SYS_clone = 220, SYS_execve = 221, SYS_mmap = 222, SYS_prlimit64 = 261, SYS_setns = 268, SYS_seccomp = 277,
-	SYS_close_range = 436,
-};
-
-struct stat {
-	u64 dev, ino;
-	u32 mode, nlink, uid, gid;
-	u64 rdev, pad, size, rest[9];
-};
-
-static long call6(long n, long a, long b, long c, long d, long e, long f)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	register long x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-	return x0;
-}
-
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tbl enter\n");
-
-#else
-#error "no system calls for this architecture"
-#endif
-
-#define call(n, ...) call_(n, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
-#define call_(n, a, b, c, d, e, f, ...) call6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
-
-enum { EPERM = 1, ENOENT = 2, ENOEXEC = 8, ENOMEM = 12, EACCES = 13, EISDIR = 21, EINVAL = 22, EROFS = 30, E2BIG = 7, ENOSYS = 38,
-	ELOOP = 40, ETXTBSY = 26 };
-enum { AT_FDCWD = -100, AT_EACCESS = 0x200, X_OK = 1, O_RDONLY = 0, O_WRONLY = 1, O_CLOEXEC = 02000000, S_IFMT = 0170000,
-	S_IFDIR = 0040000, SIGCHLD = 17, PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2 };
-enum { CLONE_PIDFD = 0x1000, CLONE_PARENT = 0x8000, CLONE_NEWCGROUP = 0x02000000, CLONE_NEWUSER = 0x10000000 };
-enum { PR_SET_DUMPABLE = 4, PR_SET_KEEPCAPS = 8, PR_SET_NAME = 15, PR_CAPBSET_READ = 23, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38,
-	PR_CAP_AMBIENT = 47, PR_CAP_AMBIENT_RAISE = 2, PR_CAP_AMBIENT_CLEAR_ALL = 4 };
-enum { KEYCTL_JOIN_SESSION_KEYRING = 1, SECCOMP_SET_MODE_FILTER = 1, CLOSE_RANGE_CLOEXEC = 4, SOL_SOCKET = 1, SCM_RIGHTS = 1,
-	MSG_NOSIGNAL = 0x4000 };
-
-enum { PLAN = 3, REPORT = 4, INIT = 5, PROC = 6 };
+enum { PLAN = 3, REPORT = 4, INIT = 5, FIFO = 5, PROC = 6 };
 
 /* The plan; plan.go writes it and explains the fields. Offsets count from its start; 0 is none. */
 enum { MAGIC = 0x31746e65 };
@@ -118,7 +35,7 @@ struct plan {
 	u32 args, args_len, env, env_len;
 	u32 cgroups, cgroups_len, filter, filter_len;
 	u32 path, cwd, keyring, apparmor;
-	u32 oom, pad;
+	u32 oom, init;
 	u64 bounding, effective, permitted, inheritable, ambient;
 };
 
@@ -127,6 +44,8 @@ enum {
 	STEP_PLAN = 1, STEP_OOM, STEP_CGROUP, STEP_RLIMIT, STEP_NAMESPACES, STEP_CGROUPNS, STEP_ROOT, STEP_CLONE, STEP_SESSION,
 	STEP_KEYRING, STEP_NO_NEW_PRIVS, STEP_SECCOMP, STEP_CWD, STEP_HOME, STEP_BOUNDING, STEP_STDIO, STEP_GROUPS, STEP_GID,
 	STEP_UID, STEP_CWD_OUTSIDE, STEP_CAPS, STEP_APPARMOR, STEP_COMMAND, STEP_NOT_IN_PATH, STEP_RELATIVE,
+	STEP_JOIN, STEP_UNSHARE, STEP_PROPAGATION, STEP_ROOTFS, STEP_TREE, STEP_TARGET, STEP_TARGET_REFUSED, STEP_MOUNT, STEP_ATTRIBUTES,
+	STEP_DEV, STEP_PIVOT, STEP_NULL, STEP_MAKE_CWD, STEP_READONLY, STEP_MASK,
 };
 
 enum { STARTED = 1, FAILED = 2 };
@@ -248,6 +167,52 @@ static void outside(const struct plan *p)
 		check(STEP_RLIMIT, call(SYS_prlimit64, 0, limits[i].resource, &limits[i].soft, 0));
 }
 
+#include "rootfs.h"
+
+/* Waits for a word of the launcher, and ends with it. */
+static void await(void)
+{
+	char word;
+
+	if (call(SYS_read, REPORT, &word, 1) != 1)
+		end(255);
+}
+
+static void join_all(const struct init *in)
+{
+	const struct join *j = at(in->join);
+	u32 i, rest = in->new & ~(u32)(CLONE_NEWNS | CLONE_NEWPID);
+
+	for (i = 0; i < in->join_len; i++) {
+		long fd = call(SYS_openat, AT_FDCWD, at(j[i].path), O_RDONLY | O_CLOEXEC);
+
+		check(STEP_JOIN, fd);
+		check(STEP_JOIN, call(SYS_setns, fd, j[i].kind));
+		call(SYS_close, fd);
+	}
+	if (rest)
+		check(STEP_UNSHARE, call(SYS_unshare, rest));
+}
+
+/* The container's init has a keyring that others may search, as libcontainer's. */
+static void share_keyring(long key)
+{
+	char *s = text;
+	u32 field, perm = 0;
+	long n = call(SYS_keyctl, KEYCTL_DESCRIBE, key, text, sizeof(text) - 1);
+
+	check(STEP_KEYRING, n);
+	text[(u64)n < sizeof(text) ? (u64)n : sizeof(text) - 1] = 0;
+	for (field = 0; field < 3; field++) { /* type;uid;gid;permissions in hexadecimal;name */
+		while (*s && *s != ';')
+			s++;
+		s += *s == ';';
+	}
+	for (; (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'f'); s++)
+		perm = perm << 4 | (u32)(*s <= '9' ? *s - '0' : *s - 'a' + 10);
+	check(STEP_KEYRING, call(SYS_keyctl, KEYCTL_SETPERM, key, perm | 0x80000));
+}
+
 static void join(const struct plan *p)
 {
 	if (p->options & OWN_CGROUPNS)
@@ -331,42 +296,56 @@ static void check_cwd(void)
 		fail(STEP_CWD_OUTSIDE, -ENOENT);
 }
 
-/* A field of /etc/passwd that ends at a colon or with its line. */
-static const char *field(const char **s)
-{
-	const char *start = *s;
+static int is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-	while (**s && **s != ':' && **s != '\n')
-		(*s)++;
-	return start;
+/* As strconv.Atoi, whose error nobody looks at: what is no number is 0. */
+static u64 number(const char *s, const char *stop)
+{
+	int negative = s < stop && *s == '-';
+	u64 n = 0;
+
+	if (s < stop && (*s == '-' || *s == '+'))
+		s++;
+	for (; s < stop; s++) {
+		if (*s < '0' || *s > '9')
+			return 0;
+		if (n <= 0xffffffff)
+			n = n * 10 + (u64)(*s - '0');
+	}
+	return negative ? -n : n;
 }
 
-/* Looks at one line of /etc/passwd: name:password:uid:gid:gecos:home:shell. If it is of that user it leaves the home in home. */
+/*
+ * Looks at one line of /etc/passwd: name:password:uid:gid:gecos:home:shell. If it is of that user it leaves the home in home. As with
+ * libcontainer a field that is not there is empty, so that a line that is none may be root's.
+ */
 static int is_home(const char *line, u32 uid)
 {
-	u64 n = 0, h = 5;
-	u32 i;
+	const char *stop = line;
+	u64 have = 0, h = 5;
+	u32 field = 0;
 
-	for (i = 0; i < 5; i++) {
-		const char *s = field(&line);
-
-		if (*line != ':')
-			return 0;
-		if (i == 2) {
-			if (s == line)
-				return 0;
-			for (; s < line; s++) {
-				if (*s < '0' || *s > '9' || n > 0xffffffff)
-					return 0;
-				n = n * 10 + (u64)(*s - '0');
-			}
-			if (n != uid)
-				return 0;
-		}
+	while (*stop && *stop != '\n')
+		stop++;
+	while (line < stop && is_space(*line))
 		line++;
+	while (line < stop && is_space(stop[-1]))
+		stop--;
+	if (line == stop)
+		return 0;
+	for (; line <= stop; line++, field++) {
+		const char *start = line;
+
+		while (line < stop && *line != ':')
+			line++;
+		if (field == 2)
+			have = number(start, line);
+		if (field == 5 && have == uid)
+			while (start < line && h < sizeof(home) - 1)
+				home[h++] = *start++;
 	}
-	while (*line && *line != ':' && *line != '\n' && h < sizeof(home) - 1)
-		home[h++] = *line++;
+	if (have != uid)
+		return 0;
 	home[h] = 0;
 	return 1;
 }
@@ -438,7 +417,7 @@ static int has_slash(const char *s)
 	return 0;
 }
 
-/* As os/exec's LookPath. */
+/* As os/exec's LookPath. The folders of the path are clean, and none is empty. */
 static const char *look_up(const struct plan *p, const char *name)
 {
 	const char *dir = p->path ? at(p->path) : "";
@@ -454,11 +433,10 @@ static const char *look_up(const struct plan *p, const char *name)
 		while (dir[d] && dir[d] != ':')
 			d++;
 		if (d + n + 3 <= sizeof(found)) {
-			if (!d)
-				found[i++] = '.';
 			for (u64 j = 0; j < d; j++)
 				found[i++] = dir[j];
-			found[i++] = '/';
+			if (found[i - 1] != '/')
+				found[i++] = '/';
 			for (u64 j = 0; j <= n; j++)
 				found[i++] = name[j];
 			if (n && !executable(found)) {
@@ -530,11 +508,17 @@ __attribute__((noreturn)) static void second(const struct plan *p)
 
 		if (err < 0 && err != -ENOSYS)
 			fail(STEP_KEYRING, err);
+		if (p->init && err >= 0)
+			share_keyring(err);
 	}
+	if (p->init)
+		make_root(at(p->init), at(p->cwd));
 	if (p->options & NO_NEW_PRIVS)
 		check(STEP_NO_NEW_PRIVS, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1));
 	if (p->options & SET_UMASK)
 		call(SYS_umask, p->umask);
+	if (p->init)
+		await(); /* until it is on record */
 	if (p->options & FILTER && !(p->options & NO_NEW_PRIVS))
 		load_filter(p); /* while it is root and may */
 
@@ -562,8 +546,13 @@ __attribute__((noreturn)) static void second(const struct plan *p)
 	command = look_up(p, args[0]);
 	if (p->options & FILTER && p->options & NO_NEW_PRIVS)
 		load_filter(p); /* as late as can be: the fewer calls has the workload's filter to allow */
-	/* Nothing of ours may be the command's path: /proc/self/fd/N. The end of the socket says: it runs. */
+	/* Nothing of ours may be the command's path: /proc/self/fd/N. The end of the socket says: it runs, or waits for its start. */
 	call(SYS_close, REPORT);
+	if (p->init) {
+		if (call(SYS_write, FIFO, "0", 1) != 1)
+			end(255);
+		call(SYS_close, FIFO);
+	}
 	not_executed(command, call(SYS_execve, command, args, env));
 }
 
@@ -571,6 +560,7 @@ __attribute__((noreturn, used)) void enter(void)
 {
 	struct report r = { STARTED, 0, 0, 0 };
 	const struct plan *p;
+	const struct init *in = 0;
 	i32 pidfd = -1;
 	long pid;
 
@@ -578,9 +568,17 @@ __attribute__((noreturn, used)) void enter(void)
 	read_plan();
 	p = (const struct plan *)base;
 	reset_signals();
+	if (p->init) {
+		in = at(p->init);
+		await(); /* until it is in its cgroups */
+	}
 	outside(p);
-	join(p);
-	pid = call(SYS_clone, CLONE_PARENT | CLONE_PIDFD | SIGCHLD, 0, &pidfd);
+	if (in)
+		join_all(in);
+	else
+		join(p);
+	/* Init is a child of this one, and when that has ended of the subreaper, the keeper. */
+	pid = call(SYS_clone, (in ? in->new & (CLONE_NEWNS | CLONE_NEWPID) : CLONE_PARENT) | CLONE_PIDFD | SIGCHLD, 0, &pidfd);
 	check(STEP_CLONE, pid);
 	if (pid == 0)
 		second(p);

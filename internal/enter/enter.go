@@ -18,7 +18,7 @@ func Binary() []byte { return program }
 const (
 	FilePlan   = 3 // the plan, open for reading; nothing else is done with it
 	FileReport = 4 // a SOCK_SEQPACKET socket
-	FileInit   = 5 // a pidfd of the container's init
+	FileInit   = 5 // a pidfd of the container's init; of an init that is to be, the FIFO at which it waits for its start
 	FileProc   = 6 // the node's /proc
 )
 
@@ -74,6 +74,10 @@ var stepNames = [...]string{
 	11: "set no_new_privs", 12: "load the seccomp filter", 13: "enter the working directory", 14: "look for the home directory",
 	15: "drop the bounding set", 16: "give the standard streams to the user", 17: "set the supplementary groups", 18: "set the group",
 	19: "set the user", 20: "the working directory is outside of the container", 21: "set the capabilities", 22: "set the AppArmor profile",
+	26: "join a namespace", 27: "make namespaces", 28: "set the propagation of mounts", 29: "mount the root filesystem", 30: "take what is to be mounted",
+	31: "find the mount point", 32: "the mount point is the root itself, or under /proc", 33: "mount", 34: "set the attributes of a mount",
+	35: "make the links of /dev", 36: "change the root", 37: "open /dev/null of the container", 38: "make the working directory", 39: "make paths read-only",
+	40:          "mask paths",
 	StepCommand: "find the command", StepNotInPath: "find the command in $PATH", StepRelative: "find the command in $PATH",
 }
 

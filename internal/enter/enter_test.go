@@ -293,7 +293,9 @@ func TestHomeComesFromPasswd(t *testing.T) {
 		"": "/",
 		"a:x:1:1::/one:/bin/sh\nb:x:12:1::/twelve:/bin/sh\n":                "/twelve",
 		"b:x:12:1::/no-newline":                                             "/no-newline",
-		"b:x:12:1:\nc:x:12:1:a b:/second:/bin/sh\n":                         "/second",
+		"b:x:12:1:\nc:x:12:1:a b:/second:/bin/sh\n":                         "", // of the first, as with libcontainer
+		"#b:x:+12:1::/plus:\n":                                              "/plus",
+		" \tb:x:12:1::/spaces \r\n":                                         "/spaces",
 		"long:" + long + ":12:1::/long:\nc:x:12:1::/after:\n":               "/after",
 		"#comment\n\n:::\nb:x:012:1::/zero:/bin/sh\n":                       "/zero",
 		"b:x:4294967308:1::/overflow:\nb:x:12345:1::/prefix:\n":             "/",
@@ -315,6 +317,20 @@ func TestHomeComesFromPasswd(t *testing.T) {
 		if out, _, err := w.run(p); err != nil || out != want+"\n" {
 			t.Errorf("passwd %.60q: %v, HOME is %q, want %q", passwd, err, out, want)
 		}
+	}
+}
+
+// A script sees by which path it was found.
+func TestPathOfACommandIsClean(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "script"), []byte("#!/bin/sh\necho $0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := base()
+	p.Args, p.Env = []string{"script"}, []string{"PATH=/none:" + dir + "//x/.././:."}
+	if out, _, err := w.run(p); err != nil || out != dir+"/script\n" {
+		t.Errorf("%v, its path is %q", err, out)
 	}
 }
 

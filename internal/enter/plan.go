@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path"
 	"slices"
 	"strings"
 )
@@ -40,6 +41,8 @@ type Plan struct {
 	// Env holds NAME=VALUE; of several with one name the last counts. HOME, if it is empty or not there, is looked up in
 	// the container's /etc/passwd.
 	Env []string
+	// Init, if it is not nil, makes the process the init of a new container; see Create.
+	Init *Init
 }
 
 // A Rlimit is a resource limit, by its number.
@@ -69,7 +72,7 @@ type header struct {
 	Args, ArgsLen, Env, EnvLen              uint32
 	Cgroups, CgroupsLen, Filter, FilterLen  uint32
 	Path, Cwd, Keyring, AppArmor            uint32
-	OOM, _                                  uint32
+	OOM, Init                               uint32
 	Bounding, Effective, Permitted, Inherit uint64
 	Ambient                                 uint64
 }
@@ -84,7 +87,7 @@ const (
 
 // Encode returns the plan as the program reads it. The error names the field that cannot be told to the kernel.
 func (p *Plan) Encode() ([]byte, error) {
-	env, path, home, err := environment(p.Env)
+	env, search, home, err := environment(p.Env)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +114,10 @@ func (p *Plan) Encode() ([]byte, error) {
 	if p.AppArmor != "" {
 		h.AppArmor = w.text("exec " + p.AppArmor)
 	}
-	h.Path = w.optional(path)
+	h.Path = w.optional(search)
+	if p.Init != nil {
+		h.Init = w.init(p.Init)
+	}
 	h.Args = w.pointers(p.Args)
 	h.Env = w.pointers(env)
 	if len(w.buf) > MaxSize {
@@ -153,6 +159,9 @@ func (p *Plan) check() error {
 			return fmt.Errorf("the %s %q has a zero byte", what, texts[i])
 		}
 	}
+	if p.Init != nil {
+		return p.Init.check()
+	}
 	return nil
 }
 
@@ -160,7 +169,7 @@ func hasZero(s string) bool { return strings.IndexByte(s, 0) >= 0 }
 
 // environment returns the last variable of each name in their order, the value of PATH, and whether HOME is to be looked
 // up. The rules are those of libcontainer's prepareEnv.
-func environment(all []string) (env []string, path string, home bool, err error) {
+func environment(all []string) (env []string, search string, home bool, err error) {
 	home = true
 	seen := make(map[string]bool, len(all))
 	for i := len(all) - 1; i >= 0; i-- {
@@ -176,7 +185,7 @@ func environment(all []string) (env []string, path string, home bool, err error)
 		seen[name] = true
 		switch name {
 		case "PATH":
-			path = value
+			search = cleanPath(value)
 		case "HOME":
 			if value == "" {
 				continue
@@ -186,7 +195,20 @@ func environment(all []string) (env []string, path string, home bool, err error)
 		env = append(env, all[i])
 	}
 	slices.Reverse(env)
-	return env, path, home, nil
+	return env, search, home, nil
+}
+
+// cleanPath makes the folders of a PATH what os/exec joins a name to: it is the joined path by which a program is executed, and
+// which a script sees.
+func cleanPath(value string) string {
+	if value == "" {
+		return ""
+	}
+	dirs := strings.Split(value, ":")
+	for i, dir := range dirs {
+		dirs[i] = path.Clean(dir)
+	}
+	return strings.Join(dirs, ":")
 }
 
 // A writer appends what a plan names by offset.
