@@ -261,7 +261,7 @@ func (r *Runtime) startPause(ctx context.Context, sb *sandbox) error {
 }
 
 func (r *Runtime) pauseRequest(id string) keeper.CreateRequest {
-	return keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup()}
+	return keeper.CreateRequest{ID: id, Bundle: r.paths.bundle(id), SystemdCgroup: r.systemdCgroup(), Libcontainer: r.cfg.CreateByLibcontainer}
 }
 
 // teardown unmakes everything of a sandbox but its records and its containers, in the order opposite to assemble. Each

@@ -73,7 +73,7 @@ func (r *Runtime) createRequest(c *container, hooks bool) keeper.CreateRequest {
 	return keeper.CreateRequest{
 		ID: c.id(), Bundle: r.paths.bundle(c.id()), LogPath: c.record.LogPath, MaxLogLine: r.cfg.MaxLogLine,
 		Terminal: c.config.Tty, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
-		SystemdCgroup: r.systemdCgroup(), Hooks: hooks,
+		SystemdCgroup: r.systemdCgroup(), Hooks: hooks, Libcontainer: r.cfg.CreateByLibcontainer,
 	}
 }
 

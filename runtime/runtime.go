@@ -51,6 +51,8 @@ type Config struct {
 	AppArmorProfile string
 	// SeccompProfile is the path of a profile to use for RuntimeDefault in place of the built-in one; may be empty.
 	SeccompProfile string
+	// CreateByLibcontainer has libcontainer set up the init of every container, also where package enter could.
+	CreateByLibcontainer bool
 	// MaxExecOutput caps what ExecSync returns, in bytes a stream.
 	MaxExecOutput int
 	// ExecDrain is how long the output of an exec is awaited when its process has ended but somebody holds the pipe.

@@ -103,6 +103,7 @@ type Container struct {
 	EnableUnprivilegedPorts bool     `yaml:"enableUnprivilegedPorts"`
 	EnableUnprivilegedICMP  bool     `yaml:"enableUnprivilegedICMP"`
 	CDISpecDirs             []string `yaml:"cdiSpecDirs"`
+	Libcontainer            bool     `yaml:"libcontainer"`
 }
 
 // Exec bounds commands in containers.

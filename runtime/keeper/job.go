@@ -48,6 +48,8 @@ type Job struct {
 	Bundle string `json:"bundle,omitempty"`
 	// SystemdCgroup makes libcontainer use the systemd cgroup driver; the spec's cgroupsPath is then slice:prefix:name.
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
+	// Libcontainer has libcontainer set up init, also where package enter could (create).
+	Libcontainer bool `json:"libcontainer,omitempty"`
 	// Terminal gives the process a terminal (create, exec).
 	Terminal bool `json:"terminal,omitempty"`
 	// Process is the OCI process to start (exec).
@@ -88,6 +90,10 @@ type JobResult struct {
 	StartTime uint64 `json:"startTime,omitempty"`
 	// Stays says that the launcher waits for a further job, and that the process is the keeper's child already.
 	Stays bool `json:"stays,omitempty"`
+	// Fallback is why libcontainer set up an init that was asked of package enter, and Tried whether that has tried and failed, or
+	// the container is none for it. They are for the log.
+	Fallback string `json:"fallback,omitempty"`
+	Tried    bool   `json:"tried,omitempty"`
 	// Filter is the compiled profile.
 	Filter *Filter `json:"filter,omitempty"`
 	// Error is empty if the job is done.

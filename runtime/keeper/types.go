@@ -48,6 +48,8 @@ type CreateRequest struct {
 	StdinOnce bool `json:"stdinOnce,omitempty"`
 	// SystemdCgroup makes libcontainer use the systemd cgroup driver.
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
+	// Libcontainer has libcontainer set up init, also where package enter could.
+	Libcontainer bool `json:"libcontainer,omitempty"`
 	// Hooks says that the spec has poststop hooks (or something else that libcontainer must undo itself): Delete then
 	// runs libcontainer's Destroy in a launcher.
 	Hooks bool `json:"hooks,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -100,6 +101,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		ID:            c.id,
 		Bundle:        req.Bundle,
 		SystemdCgroup: req.SystemdCgroup,
+		Libcontainer:  req.Libcontainer,
 		Terminal:      req.Terminal,
 		Filters:       filepath.Join(c.k.runDir, keeper.FiltersDir),
 		Places:        filepath.Join(c.k.runDir, keeper.PlacesDir),
@@ -108,6 +110,7 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 		return nil, l, err
 	}
 	failpoint.Here(failpoint.KeeperJobDone)
+	c.logFallback(ctx, result)
 	proc, err := madeProcess(result, pidfd)
 	if err != nil {
 		return nil, l, err
@@ -128,6 +131,17 @@ func (c *container) make(ctx context.Context) (watch func(), l *launcher, err er
 	parent := l.parent()
 	c.k.doWork(func() { c.k.pool.release(l) })
 	return func() { c.watch(proc, parent) }, l, nil
+}
+
+// logFallback says why libcontainer has set up init, where berth's own program usually does. What that has not even tried is no news.
+func (c *container) logFallback(ctx context.Context, result keeper.JobResult) {
+	level := slog.LevelDebug
+	if result.Tried {
+		level = slog.LevelWarn
+	}
+	if result.Fallback != "" {
+		c.k.log.Log(ctx, level, "libcontainer set up the container's first process", "container", c.id, "reason", result.Fallback)
+	}
 }
 
 func (c *container) setIO(s stdio) {

@@ -29,8 +29,6 @@ const (
 	// killGrace is how long a launcher may take to die of SIGKILL before its job is answered without it. It takes that
 	// long only when it is stuck in the kernel.
 	killGrace = 2 * time.Second
-	// launcherExe begins the path of what a launcher, and libcontainer's init, executes.
-	launcherExe = "/memfd:berth-launch"
 	// sealedFD is the lowest descriptor of the sealed launcher: spawn.Start places the child's descriptors from 0
 	// on, before the path /proc/self/fd/N is looked up, and must not hit it.
 	sealedFD = 100

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,13 +97,17 @@ func (k *Keeper) ended(proc *process) (status unix.WaitStatus, known bool) {
 // workloadGrace bounds the time from the start of a container to the execve of its workload, which is no millisecond.
 const workloadGrace = time.Second
 
+// initExes begin the paths of what an init executes before it is the workload: libcontainer's, and package enter's.
+var initExes = []string{"/memfd:berth-launch", "/memfd:berth-enter"}
+
 // awaitWorkload returns when init has become the workload. Until then a signal is libcontainer's, whose Go runtime ends
-// with status 2 of some and drops others, where the workload would have handled it. There is nothing to wait on: the kernel
-// tells nobody but a tracer of an execve.
+// with status 2 of some and drops others, or package enter's, which drops them all, where the workload would have handled it.
+// There is nothing to wait on: the kernel tells nobody but a tracer of an execve.
 func (p *process) awaitWorkload() {
 	exe := "/proc/" + strconv.Itoa(p.Pid) + "/exe"
 	for deadline := time.Now().Add(workloadGrace); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if link, err := os.Readlink(exe); err != nil || !strings.HasPrefix(link, launcherExe) {
+		link, err := os.Readlink(exe)
+		if err != nil || !slices.ContainsFunc(initExes, func(init string) bool { return strings.HasPrefix(link, init) }) {
 			return
 		}
 	}
