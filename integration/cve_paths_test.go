@@ -466,7 +466,7 @@ func swapped(t *testing.T, pod *harness.Pod, config *cri.ContainerConfig, folder
 }
 
 // CVE-2019-5736: a container cannot write to the programs that berth starts in it, neither to the init that waits in the PID
-// namespace of the pod nor to what starts an exec, be it libcontainer or package enter. The privileged one may look at
+// namespace of the pod nor to what starts an exec, be either libcontainer's or package enter's. The privileged one may look at
 // them, and its attempts are what the test is about.
 func TestCVEOwnPrograms(t *testing.T) {
 	const attack = `
@@ -481,8 +481,12 @@ echo ready
 while :; do for p in /proc/[0-9]*; do
 	{ case $(readlink /proc/self/fd/7) in /memfd:*) take $p; esac; } 7<$p/exe
 done 2>/dev/null; done`
-	libcontainer := ownNode(t, func(o *harness.Options) { o.Config = "exec: {libcontainer: true}\n" })
-	for name, n := range map[string]*harness.Node{"enter": sharedNode(t), "libcontainer": libcontainer} {
+	libcontainer := ownNode(t, func(o *harness.Options) { o.Config = "exec: {libcontainer: true}\ncontainer: {libcontainer: true}\n" })
+	for name, test := range map[string]struct {
+		*harness.Node
+		init string
+	}{"enter": {sharedNode(t), "berth-enter"}, "libcontainer": {libcontainer, "berth-launch"}} {
+		n := test.Node
 		t.Run(name, func(t *testing.T) {
 			before := programs(t)
 			inPod := func(c *cri.ContainerConfig) {
@@ -498,7 +502,7 @@ done 2>/dev/null; done`
 			waitForText(t, plain, "stdout", "ready")
 			waiting := pod.Create(t, harness.ContainerConfig("waiting", images.Tools, "true"), inPod)
 			harness.Eventually(t, 30*time.Second, "the init to be found", func() error {
-				return wantIn(strings.Join(harness.Texts(privileged.Log(t), "stdout"), "\n"), "berth-launch")
+				return wantIn(strings.Join(harness.Texts(privileged.Log(t), "stdout"), "\n"), test.init)
 			})
 			for range 15 {
 				_ = plain.Exec(t, "true")

@@ -23,74 +23,100 @@ func BenchmarkCreate(b *testing.B) {
 			s.Linux.Seccomp = seccomp.DefaultProfile(s)
 		},
 	} {
-		b.Run(name, func(b *testing.B) {
-			n := newNode(b)
-			var took []time.Duration
-			for b.Loop() {
-				b.StopTimer()
-				c := n.bundle([]string{"pause"}, adjust)
-				w, files := n.launch(), c.streams()
-				time.Sleep(20 * time.Millisecond) // the launcher gets ready, as it does in life
-				b.StartTimer()
-				begin := time.Now()
-				result, pidfd := w.do(b, c.job(keeper.JobCreate), files...)
-				took = append(took, time.Since(begin))
-				b.StopTimer()
-				w.end(b)
-				closeEach(files)
-				if result.Error != "" {
-					b.Fatal(result.Error)
+		for _, program := range []string{ownInit, libcontainersInit} {
+			b.Run(name+"/"+program, func(b *testing.B) {
+				n := newNode(b)
+				n.init = program
+				n.learn(adjust)
+				var took []time.Duration
+				for b.Loop() {
+					b.StopTimer()
+					took = append(took, n.makeOne(b, adjust))
+					b.StartTimer()
 				}
-				c.take(result, pidfd)
-				c.kill()
-				if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
-					b.Fatal(result.Error)
-				}
-				b.StartTimer()
-			}
-			slices.Sort(took)
-			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
-		})
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
+			})
+		}
 	}
+}
+
+// makeOne makes a container and destroys it, and returns what time the creation took.
+func (n *node) makeOne(b *testing.B, adjust func(*specs.Spec)) time.Duration {
+	b.Helper()
+	c := n.bundle([]string{"pause"}, adjust)
+	w, files := n.launch(), c.streams()
+	time.Sleep(20 * time.Millisecond) // the launcher gets ready, as it does in life
+	b.StartTimer()
+	begin := time.Now()
+	result, pidfd := w.do(b, c.job(keeper.JobCreate), files...)
+	took := time.Since(begin)
+	b.StopTimer()
+	w.end(b)
+	closeEach(files)
+	if result.Error != "" {
+		b.Fatal(result.Error)
+	}
+	c.take(result, pidfd)
+	c.kill()
+	if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
+		b.Fatal(result.Error)
+	}
+	return took
 }
 
 // BenchmarkCPU measures the CPU time of creations by a launcher that stays: its own, with its start and end, and that of all
 // processes up to the workload. Which launcher, BERTH_LAUNCH says: those of two builds are compared by turns.
 func BenchmarkCPU(b *testing.B) {
-	n := newNode(b)
-	file := filepath.Join(b.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o644); err != nil {
-		b.Fatal(err)
-	}
-	var used time.Duration
-	made := 0
-	for b.Loop() {
-		w, before := n.launch(), cpuOfChildren(b)
-		var all []*container
-		for stays := true; stays; {
-			c := n.bundle([]string{"pause"}, func(s *specs.Spec) { usual(s, file) })
-			files := c.streams()
-			result, pidfd := w.do(b, c.job(keeper.JobCreate), files...)
-			closeEach(files)
-			if result.Error != "" {
-				b.Fatal(result.Error)
+	for _, program := range []string{ownInit, libcontainersInit} {
+		b.Run(program, func(b *testing.B) {
+			n := newNode(b)
+			file := filepath.Join(b.TempDir(), "file")
+			if err := os.WriteFile(file, nil, 0o644); err != nil {
+				b.Fatal(err)
 			}
-			c.take(result, pidfd)
-			all, stays = append(all, c.start()), result.Stays
-		}
-		w.end(b)
-		for _, c := range all {
-			c.kill()
-		}
-		used += cpuOfChildren(b) - before
-		made += len(all)
-		for _, c := range all {
-			if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
-				b.Fatal(result.Error)
+			adjust := func(s *specs.Spec) { usual(s, file) }
+			n.init = program
+			n.learn(adjust)
+			var used time.Duration
+			made := 0
+			for b.Loop() {
+				cpu, containers := n.makeMany(b, adjust)
+				used += cpu
+				made += containers
 			}
+			b.ReportMetric(float64(used.Microseconds())/1000/float64(made), "cpu-ms/container")
+		})
+	}
+}
+
+// makeMany has a launcher make as many containers as it does, and returns what CPU time that took.
+func (n *node) makeMany(b *testing.B, adjust func(*specs.Spec)) (used time.Duration, made int) {
+	b.Helper()
+	w, before := n.launch(), cpuOfChildren(b)
+	var all []*container
+	for stays := true; stays; {
+		c := n.bundle([]string{"pause"}, adjust)
+		files := c.streams()
+		result, pidfd := w.do(b, c.job(keeper.JobCreate), files...)
+		closeEach(files)
+		if result.Error != "" {
+			b.Fatal(result.Error)
+		}
+		c.take(result, pidfd)
+		all, stays = append(all, c.start()), result.Stays
+	}
+	w.end(b)
+	for _, c := range all {
+		c.kill()
+	}
+	used = cpuOfChildren(b) - before
+	for _, c := range all {
+		if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
+			b.Fatal(result.Error)
 		}
 	}
-	b.ReportMetric(float64(used.Microseconds())/1000/float64(made), "cpu-ms/container")
+	return used, len(all)
 }
 
 // usual makes of s what the container of a pod usually has.

@@ -168,24 +168,6 @@ func makeGroup(path string) error {
 	return err
 }
 
-// attributesOf translates usualCgroupFlags as a remount does, after which a mount has these and no others, and relatime.
-func attributesOf(flags int) *unix.MountAttr {
-	attr := &unix.MountAttr{
-		Attr_clr: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC |
-			unix.MOUNT_ATTR_NODIRATIME | unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR__ATIME,
-		Attr_set: unix.MOUNT_ATTR_RELATIME,
-	}
-	for flag, attribute := range map[int]uint64{
-		unix.MS_RDONLY: unix.MOUNT_ATTR_RDONLY, unix.MS_NOSUID: unix.MOUNT_ATTR_NOSUID,
-		unix.MS_NODEV: unix.MOUNT_ATTR_NODEV, unix.MS_NOEXEC: unix.MOUNT_ATTR_NOEXEC,
-	} {
-		if flags&flag != 0 {
-			attr.Attr_set |= attribute
-		}
-	}
-	return attr
-}
-
 // namedCgroups makes of a configuration that libcontainer has on record what it was before mountCgroups, for criu, which
 // has to be told of each of the mounts.
 func namedCgroups(config *configs.Config, places string) {

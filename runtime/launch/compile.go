@@ -36,6 +36,11 @@ func compileFilter(job *keeper.Job) (*keeper.Filter, error) {
 	if config == nil {
 		return nil, argumentError("the seccomp profile is empty")
 	}
+	return traceFilter(config)
+}
+
+// traceFilter is compileFilter for a profile in libcontainer's form.
+func traceFilter(config *configs.Seccomp) (*keeper.Filter, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer refuses every device rule
 
@@ -18,32 +19,86 @@ import (
 
 // create makes the container of the job's bundle and leaves its init at the exec FIFO.
 func create(job *keeper.Job, files []*os.File, mounts *lean) (*process, error) {
+	c, err := newCreation(job, files, mounts)
+	if err != nil {
+		return nil, err
+	}
+	started, fallback := c.enter(mounts)
+	if fallback == nil {
+		return started, nil
+	}
+	reason := mounts.say(fallback.Error()) // while it is known what is where
+	tried := !errors.As(fallback, new(untried))
+	if tried {
+		if err := c.retract(mounts); err != nil {
+			return nil, errors.Join(fallback, err)
+		}
+		if c, err = newCreation(job, files, mounts); err != nil {
+			return nil, err
+		}
+	}
+	if started, err = c.start(); err != nil {
+		return nil, err
+	}
+	started.unknown = c.unknown
+	if !errors.Is(fallback, errAskedFor) {
+		started.fallback, started.tried = reason, tried
+	}
+	return started, nil
+}
+
+// A creation is a container that libcontainer knows of, as yet without a process.
+type creation struct {
+	job       *keeper.Job
+	files     []*os.File
+	process   *libcontainer.Process
+	config    *configs.Config
+	container *libcontainer.Container
+	memory    unix.Rlimit // of locked memory: see retract
+	// unknown is the seccomp profile whose filter package enter would need, if nobody knows it yet.
+	unknown *configs.Seccomp
+}
+
+func newCreation(job *keeper.Job, files []*os.File, mounts *lean) (*creation, error) {
+	c := &creation{job: job, files: files}
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &c.memory); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
+	}
 	spec, err := mounts.spec(job)
 	if err != nil {
 		return nil, err
 	}
-	lp, err := newProcess(spec.Process, job.Terminal, files)
-	if err != nil {
+	if c.process, err = newProcess(spec.Process, job.Terminal, files); err != nil {
 		return nil, err
 	}
-	lp.Init = true
-	config, err := newConfig(job, spec)
-	if err != nil {
+	c.process.Init = true
+	if c.config, err = newConfig(job, spec); err != nil {
 		return nil, err
 	}
-	container, err := libcontainer.Create(job.Root, job.ID, config)
-	if err != nil {
+	if c.container, err = libcontainer.Create(job.Root, job.ID, c.config); err != nil {
 		return nil, err
 	}
-	_ = mounts.mountCgroups(job.Places, container, config) // if not, libcontainer does
-	_ = mounts.mountDev(job.Places, config)                // likewise
-	defer handFilter(lp, job, config.Seccomp)()
-	if err := container.Start(lp); err != nil {
-		err = startError(err, lp.Args)
-		return nil, errors.Join(err, container.Destroy())
+	_ = mounts.mountCgroups(job.Places, c.container, c.config) // if not, libcontainer does
+	_ = mounts.mountDev(job.Places, c.config)                  // likewise
+	return c, nil
+}
+
+// retract undoes a creation that has failed, and all that it has changed in this process.
+func (c *creation) retract(mounts *lean) error {
+	err := errors.Join(c.container.Destroy(), mounts.drop())
+	// Where cgroups decide on devices by eBPF, the limit was taken off for that.
+	return errors.Join(err, os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_MEMLOCK, &c.memory)))
+}
+
+// start has libcontainer make the init.
+func (c *creation) start() (*process, error) {
+	defer handFilter(c.process, c.job, c.config.Seccomp)()
+	if err := c.container.Start(c.process); err != nil {
+		err = startError(err, c.process.Args)
+		return nil, errors.Join(err, c.container.Destroy())
 	}
-	undo := func() error { return errors.Join(kill(lp), container.Destroy()) }
-	started, err := adopt(lp)
+	undo := func() error { return errors.Join(kill(c.process), c.container.Destroy()) }
+	started, err := adopt(c.process)
 	if err != nil {
 		return nil, errors.Join(err, undo())
 	}

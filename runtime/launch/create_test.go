@@ -20,8 +20,10 @@ func TestLauncherEndsWithItsKeeper(t *testing.T) {
 	w.end(t) // closes the connection, wants exit code 0 and no word
 }
 
-func TestStreamsAndExitCode(t *testing.T) {
-	c := newNode(t).bundle([]string{"cat", "-", "warn", "to stderr", "env", "NAME", "exit", "7"}, func(s *specs.Spec) {
+func TestStreamsAndExitCode(t *testing.T) { withBothInits(t, streamsAndExitCode) }
+
+func streamsAndExitCode(t *testing.T, n *node) {
+	c := n.bundle([]string{"cat", "-", "warn", "to stderr", "env", "NAME", "exit", "7"}, func(s *specs.Spec) {
 		s.Process.Env = []string{"NAME=value"}
 	}).create().start()
 	if _, err := c.stdin.WriteString("through stdin\n"); err != nil {
@@ -36,8 +38,10 @@ func TestStreamsAndExitCode(t *testing.T) {
 	}
 }
 
-func TestCreatedContainerWaits(t *testing.T) {
-	c := newNode(t).bundle([]string{"exit", "0"}, nil).create()
+func TestCreatedContainerWaits(t *testing.T) { withBothInits(t, createdContainerWaits) }
+
+func createdContainerWaits(t *testing.T, n *node) {
+	c := n.bundle([]string{"exit", "0"}, nil).create()
 	link, err := os.Readlink(filepath.Join("/proc", itoa(c.pid), "exe"))
 	if err != nil || strings.HasSuffix(link, "/prog") {
 		t.Errorf("the workload runs before it was started: %q, %v", link, err)
@@ -49,8 +53,9 @@ func TestCreatedContainerWaits(t *testing.T) {
 }
 
 // Who opens the FIFO and goes has started nothing, and who lets init go may die at once.
-func TestInitOutlivesWhoLetsItGo(t *testing.T) {
-	n := newNode(t)
+func TestInitOutlivesWhoLetsItGo(t *testing.T) { withBothInits(t, initOutlivesWhoLetsItGo) }
+
+func initOutlivesWhoLetsItGo(t *testing.T, n *node) {
 	for range 5 {
 		c := n.bundle([]string{"exit", "7"}, nil).create()
 		c.fifo().Close()
@@ -66,21 +71,27 @@ func TestInitOutlivesWhoLetsItGo(t *testing.T) {
 	}
 }
 
-func TestNoDescriptorLeaks(t *testing.T) {
-	if got := strings.Fields(newNode(t).bundle([]string{"fds"}, nil).create().output()); strings.Join(got, " ") != "0 1 2" {
+func TestNoDescriptorLeaks(t *testing.T) { withBothInits(t, noDescriptorLeaks) }
+
+func noDescriptorLeaks(t *testing.T, n *node) {
+	if got := strings.Fields(n.bundle([]string{"fds"}, nil).create().output()); strings.Join(got, " ") != "0 1 2" {
 		t.Errorf("the workload has descriptors %v", got)
 	}
 }
 
-func TestPrivileges(t *testing.T) {
+func TestPrivileges(t *testing.T) { withBothInits(t, privileges) }
+
+func privileges(t *testing.T, n *node) {
 	caps := []string{"CAP_NET_BIND_SERVICE", "CAP_CHOWN"}
-	status := newNode(t).bundle([]string{"cat", "/proc/self/status"}, func(s *specs.Spec) {
+	adjust := func(s *specs.Spec) {
 		s.Process.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{5, 6}}
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Inheritable: caps, Effective: caps, Ambient: caps[:1]}
 		s.Process.NoNewPrivileges = true
 		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}
 		s.Linux.Seccomp = seccomp.DefaultProfile(s)
-	}).create().output()
+	}
+	n.learn(adjust)
+	status := n.bundle([]string{"cat", "/proc/self/status"}, adjust).create().output()
 	for _, want := range []string{
 		"Uid:\t1000\t1000\t1000\t1000", "Gid:\t1001\t1001\t1001\t1001", "Groups:\t5 6",
 		"CapBnd:\t0000000000000401", "CapAmb:\t0000000000000400", "CapEff:\t0000000000000400",
@@ -104,10 +115,13 @@ func TestSeccompProfileRefuses(t *testing.T) {
 		}, "mkdir refused\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := newNode(t).bundle([]string{"mkdir", "/tmp/x"}, func(s *specs.Spec) { s.Linux.Seccomp = test.profile }).create().output()
-			if got != test.want {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
+			withBothInits(t, func(t *testing.T, n *node) {
+				adjust := func(s *specs.Spec) { s.Linux.Seccomp = test.profile }
+				n.learn(adjust)
+				if got := n.bundle([]string{"mkdir", "/tmp/x"}, adjust).create().output(); got != test.want {
+					t.Errorf("got %q, want %q", got, test.want)
+				}
+			})
 		})
 	}
 }
@@ -214,28 +228,39 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newNode(t).bundle(nil, test.adjust)
-			files := c.streams()
-			result, pidfd := c.run(c.job(keeper.JobCreate), files...)
-			closeEach(files)
-			if pidfd != nil {
-				t.Error("a pidfd came with a failure")
-			}
-			if result.Failure != test.failure {
-				t.Errorf("failure %q, want %q", result.Failure, test.failure)
-			}
-			for _, want := range test.says {
-				if !strings.Contains(result.Error, want) {
-					t.Errorf("error %q lacks %q", result.Error, want)
+			withBothInits(t, func(t *testing.T, n *node) {
+				result := n.failedCreate(test.adjust)
+				if result.Failure != test.failure {
+					t.Errorf("failure %q, want %q", result.Failure, test.failure)
 				}
-			}
-			c.wantNothingLeft()
+				for _, want := range test.says {
+					if !strings.Contains(result.Error, want) {
+						t.Errorf("error %q lacks %q", result.Error, want)
+					}
+				}
+			})
 		})
 	}
 }
 
-func TestSecondCreateLeavesTheFirst(t *testing.T) {
-	c := newNode(t).bundle([]string{"exit", "3"}, nil).create()
+// failedCreate wants a creation to leave nothing behind, and returns the answer to it.
+func (n *node) failedCreate(adjust func(*specs.Spec)) keeper.JobResult {
+	n.t.Helper()
+	c := n.bundle(nil, adjust)
+	files := c.streams()
+	result, pidfd := c.run(c.job(keeper.JobCreate), files...)
+	closeEach(files)
+	if pidfd != nil {
+		n.t.Error("a pidfd came with a failure")
+	}
+	c.wantNothingLeft()
+	return result
+}
+
+func TestSecondCreateLeavesTheFirst(t *testing.T) { withBothInits(t, secondCreateLeavesTheFirst) }
+
+func secondCreateLeavesTheFirst(t *testing.T, n *node) {
+	c := n.bundle([]string{"exit", "3"}, nil).create()
 	again := *c
 	files := again.streams()
 	result, _ := c.run(c.job(keeper.JobCreate), files...)
@@ -250,8 +275,10 @@ func TestSecondCreateLeavesTheFirst(t *testing.T) {
 }
 
 // A container that the keeper cannot be told of must not live on: nobody would ever look after it.
-func TestUndeliverableAnswerIsUndone(t *testing.T) {
-	c := newNode(t).bundle([]string{"pause"}, nil)
+func TestUndeliverableAnswerIsUndone(t *testing.T) { withBothInits(t, undeliverableAnswerIsUndone) }
+
+func undeliverableAnswerIsUndone(t *testing.T, n *node) {
+	c := n.bundle([]string{"pause"}, nil)
 	w := c.launch()
 	files := c.streams()
 	// The keeper's receive side is shut, so the answer meets a broken pipe; the job itself gets through.

@@ -10,11 +10,12 @@
 //
 //	keeper (subreaper)               keeper (subreaper)
 //	  ├── launcher                     └── launcher            this package
-//	  │     └── stage 0                      ├── stage 0, 1    libcontainer's helpers; reaped before Start returns
-//	  └── init, once stage 0 has ended       └── process       made with CLONE_PARENT: the launcher's own child
+//	  │     └── first                        ├── stage 0, 1    libcontainer's helpers; reaped before Start returns
+//	  └── init, once first has ended         └── process       made with CLONE_PARENT: the launcher's own child
 //
-// How init gets to be the keeper's child: package stages. The process of an exec becomes it when the launcher exits. The
-// launcher answers with the pid, the start time and a pidfd. Nothing here waits for the process or ends it, except where
+// First is package enter's program, and init what it has cloned; where a container is not as most are, or that fails, first is
+// stage 0 of libcontainer, whose init becomes the keeper's child by package stages. init.go decides. The process of an exec becomes it
+// when the launcher exits. The launcher answers with the pid, the start time and a pidfd. Nothing here waits for the process or ends it, except where
 // the job fails or its answer cannot be delivered.
 package launch
 
@@ -85,6 +86,9 @@ func serve(conn *net.UnixConn, mounts *lean, log *logBuffer, locked *unix.Rlimit
 		return false, err
 	}
 	// After the answer, which somebody waits for.
+	if started != nil && started.unknown != nil {
+		learn(job.Filters, started.unknown)
+	}
 	if !readyAgain(mounts, log, locked) {
 		return false, nil
 	}
@@ -152,7 +156,8 @@ func answer(conn *net.UnixConn, job *keeper.Job, started *process, stays bool, e
 		result.Error = explain(err)
 	} else if started != nil {
 		defer started.pidfd.Close()
-		result.Pid, result.StartTime = started.pid, started.startTime
+		result.Pid, result.StartTime, result.Fallback = started.pid, started.startTime, started.fallback
+		result.Tried = started.tried
 		files = []*os.File{started.pidfd}
 	}
 	if err := wire.Write(conn, &result, files...); err != nil {

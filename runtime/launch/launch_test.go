@@ -41,8 +41,13 @@ func TestMain(m *testing.M) {
 	if built, err = os.MkdirTemp("", "berth-launch-test"); err != nil {
 		panic(err)
 	}
+	if pinned, err = os.MkdirTemp("", "berth-launch-net"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	os.RemoveAll(built)
+	_ = nsfile.Unbind(filepath.Join(pinned, "net"))
+	os.RemoveAll(pinned)
 	os.Exit(code)
 }
 
@@ -91,6 +96,21 @@ var workload = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// network is a namespace for the containers of the tests, as a pod's for its containers. One that has none starts with the loopback
+// interface to be set up, which no container of Kubernetes does.
+var network = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(pinned, "net")
+	return path, nsfile.OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return nsfile.Bind("/proc/thread-self/ns/net", path)
+	})
+})
+
+// pinned is the folder of network.
+var pinned string
+
 // A node is what surrounds the containers of one test.
 type node struct {
 	t        testing.TB
@@ -100,6 +120,8 @@ type node struct {
 	cgroups  string // parent of the containers' cgroups, in all hierarchies
 	places   string // folder of mount points for launchers away from the host's mounts
 	amidst   bool   // launchers are started among the host's mounts
+	pod      string // folder with the namespaces of a pod that containers may join
+	init     string // the program that the inits of containers are to be, if that is known
 }
 
 func newNode(t testing.TB) *node {
@@ -132,6 +154,43 @@ func newNode(t testing.TB) *node {
 		}
 	})
 	return n
+}
+
+// The programs that an init can be before it is the workload.
+const (
+	ownInit           = "berth-enter"
+	libcontainersInit = "berth-launch"
+)
+
+// withBothInits does a test with the inits of package enter, and with libcontainer's.
+func withBothInits(t *testing.T, do func(*testing.T, *node)) {
+	for _, program := range []string{ownInit, libcontainersInit} {
+		t.Run(program, func(t *testing.T) {
+			n := newNode(t)
+			n.init = program
+			do(t, n)
+		})
+	}
+}
+
+// learn makes a container as the ones to come, so that its seccomp filter is known to package enter.
+func (n *node) learn(adjust func(*specs.Spec)) {
+	n.t.Helper()
+	want := n.init
+	n.init = ""
+	defer func() { n.init = want }()
+	c := n.bundle([]string{"pause"}, adjust)
+	files := c.streams()
+	result, pidfd := n.run(c.job(keeper.JobCreate), files...)
+	closeEach(files)
+	if result.Error != "" {
+		n.t.Fatal(result.Error)
+	}
+	c.take(result, pidfd)
+	c.kill()
+	if result, _ := n.run(c.job(keeper.JobDestroy)); result.Error != "" {
+		n.t.Fatal(result.Error)
+	}
 }
 
 // cgroupDirs returns the folders, there or not, of a container's cgroup in all hierarchies.
@@ -262,6 +321,8 @@ type container struct {
 	out        <-chan string
 	pid        int
 	pidfd      *os.File
+	others     []*container // those that this one needs
+	fallback   string       // why libcontainer has made it
 }
 
 // bundle writes a bundle whose spec runs the workload with these words; adjust may change the spec.
@@ -270,6 +331,10 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 	prog, err := workload()
 	if err != nil {
 		n.t.Skipf("the workload needs gcc and static libraries: %v", err)
+	}
+	net, err := network()
+	if err != nil {
+		n.t.Fatal(err)
 	}
 	c := &container{node: n, id: "c" + strconv.FormatInt(time.Now().UnixNano(), 36), bundle: n.t.TempDir()}
 	root := filepath.Join(c.bundle, "rootfs")
@@ -292,7 +357,7 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 	}
 	c.spec = &specs.Spec{
 		Version: specs.Version,
-		Process: &specs.Process{Args: append([]string{"/prog"}, args...), Cwd: "/", Env: []string{"PATH=/"}},
+		Process: &specs.Process{Args: append([]string{"/prog"}, args...), Cwd: "/", Env: []string{"PATH=/"}, Capabilities: &specs.LinuxCapabilities{}},
 		Root:    &specs.Root{Path: "rootfs"},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
@@ -303,7 +368,7 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 			CgroupsPath: filepath.Join(n.cgroups, c.id),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
-				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace, Path: net}, {Type: specs.CgroupNamespace},
 			},
 		},
 	}
@@ -321,7 +386,9 @@ func (n *node) bundle(args []string, adjust func(*specs.Spec)) *container {
 }
 
 func (c *container) job(kind keeper.JobKind) keeper.Job {
-	return keeper.Job{Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle, Filters: c.filters, Places: c.places}
+	return keeper.Job{
+		Kind: kind, Root: c.state, ID: c.id, Bundle: c.bundle, Filters: c.filters, Places: c.places, Libcontainer: c.init == libcontainersInit,
+	}
 }
 
 // streams returns the descriptors for a job, and sets stdin and out to their other ends. Stdout and stderr are one.
@@ -377,6 +444,12 @@ func (c *container) take(result keeper.JobResult, pidfd *os.File) {
 		c.t.Fatalf("the answer lacks something: %+v, pidfd %v", result, pidfd)
 	}
 	c.pid, c.pidfd = result.Pid, pidfd
+	if c.init == "" || c.bundle == "" { // of an exec
+		return
+	}
+	if link, err := os.Readlink(filepath.Join("/proc", itoa(c.pid), "exe")); !strings.HasPrefix(link, "/memfd:"+c.init) {
+		c.t.Errorf("the init is %s, %v; want %s. The launcher says: %s", link, err, c.init, result.Fallback)
+	}
 }
 
 // start lets init go on from the exec FIFO.

@@ -15,6 +15,7 @@ import (
 // it was started with.
 func TestMonitorThreadIsCalm(t *testing.T) {
 	n := newNode(t)
+	n.init = libcontainersInit
 	w := n.launch()
 	c := n.bundle([]string{"pause"}, nil)
 	files := c.streams()

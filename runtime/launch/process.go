@@ -15,13 +15,18 @@ import (
 	"github.com/berth-node/berth/internal/rlimit"
 )
 
-// A process is one that libcontainer started and that nobody was told of yet.
+// A process is one that was started and that nobody was told of yet.
 type process struct {
 	pid       int
 	startTime uint64
 	pidfd     *os.File // the caller's to close
 	// undo ends the process and what was made for it. It is of use until the keeper knows the process.
 	undo func() error
+	// fallback is why libcontainer made this init, if it was not asked for that, and tried whether package enter has tried before.
+	fallback string
+	tried    bool
+	// unknown is a seccomp profile that somebody should learn about, see filter.Cache.
+	unknown *configs.Seccomp
 }
 
 // adopt reads what identifies a process that has just been started. That of an exec is an unreaped child of ours, so its

@@ -21,8 +21,8 @@ import (
 	"github.com/berth-node/berth/runtime/keeper"
 )
 
-// These tests compare three ways to the same container: with libcontainer as it is (no folder of filters), with a filter that
-// is compiled ahead and kept, and with one that was there already.
+// These tests compare four ways to the same container: with libcontainer as it is (no folder of filters), with a filter that
+// is compiled ahead and kept, with one that was there already, and with what of libcontainer's is loaded by an init of our own.
 
 // profiles are seccomp profiles of all kinds.
 func profiles() map[string]*specs.LinuxSeccomp {
@@ -124,7 +124,7 @@ func look(t *testing.T, pid int) seen {
 }
 
 // filtersOf asks the kernel for the filters of a process, the newest first.
-func filtersOf(t *testing.T, pid int) []string {
+func filtersOf(t testing.TB, pid int) []string {
 	t.Helper()
 	runtime.LockOSThread() // a tracer is a thread
 	defer runtime.UnlockOSThread()
@@ -198,26 +198,50 @@ func normal(program []byte) string {
 	return b.String()
 }
 
-// entryCount is how many filters are kept.
-func (n *node) entryCount() int {
+// kept returns how many filters are kept, compiled and as they are loaded.
+func (n *node) kept() (compiled, loaded int) {
 	entries, _ := os.ReadDir(n.filters)
-	return len(entries)
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), "-loaded") {
+			loaded++
+		} else {
+			compiled++
+		}
+	}
+	return compiled, loaded
 }
 
-// ways runs do for the three ways, and wants an entry to be made by the second and used by the third.
-func ways(t *testing.T, n *node, do func(way string)) {
+// The four ways.
+const (
+	wayAlone    = "libcontainer alone"
+	wayCompiled = "compiled ahead"
+	wayKept     = "kept"
+	wayOwn      = "by an init of our own"
+)
+
+// ways runs do for the ways, and wants an entry to be made by the second and used by the third. Own says that the last can
+// make the container.
+func ways(t *testing.T, n *node, own bool, do func(way string)) {
 	t.Helper()
-	kept := n.filters
-	for _, way := range []string{"libcontainer alone", "compiled ahead", "kept"} {
-		n.filters = kept
-		before := n.entryCount()
-		if way == "libcontainer alone" {
+	folder := n.filters
+	for _, way := range []string{wayAlone, wayCompiled, wayKept, wayOwn} {
+		n.filters, n.init = folder, ""
+		before, _ := n.kept()
+		switch way {
+		case wayAlone:
 			n.filters = ""
+		case wayKept:
+			n.init = libcontainersInit
+		case wayOwn:
+			if !own {
+				continue
+			}
+			n.init = ownInit
 		}
 		do(way)
-		n.filters = kept
-		if made := n.entryCount() - before; made != map[string]int{"compiled ahead": 1}[way] {
-			t.Errorf("%s: %d filters were kept", way, made)
+		n.filters = folder
+		if after, _ := n.kept(); after-before != map[string]int{wayCompiled: 1}[way] {
+			t.Errorf("%s: %d filters were kept", way, after-before)
 		}
 	}
 }
@@ -242,7 +266,7 @@ func sameFilter(t *testing.T, profile specs.LinuxSeccomp, noNewPrivs, userns boo
 		profile.ListenerPath, notified = agent(t)
 	}
 	var want []seen
-	ways(t, n, func(way string) {
+	ways(t, n, !userns && notified == nil, func(way string) {
 		process := &specs.Process{
 			User:            specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{7}},
 			NoNewPrivileges: noNewPrivs,
@@ -299,9 +323,11 @@ func sameFilter(t *testing.T, profile specs.LinuxSeccomp, noNewPrivs, userns boo
 
 // TestExecHasTheWholeProfile: what libcontainer has on record of it was for the init that was handed its filter, and nothing else goes
 // by that.
-func TestExecHasTheWholeProfile(t *testing.T) {
-	n := newNode(t)
-	c := n.bundle([]string{"pause"}, func(s *specs.Spec) { s.Linux.Seccomp = profiles()["RuntimeDefault"] })
+func TestExecHasTheWholeProfile(t *testing.T) { withBothInits(t, execHasTheWholeProfile) }
+
+func execHasTheWholeProfile(t *testing.T, n *node) {
+	n.learn(runtimeDefault)
+	c := n.bundle([]string{"pause"}, runtimeDefault)
 	c.create().start()
 	defer c.kill()
 	record, err := os.ReadFile(filepath.Join(n.state, c.id, "state.json"))
@@ -332,6 +358,8 @@ func TestExecHasTheWholeProfile(t *testing.T) {
 	}
 }
 
+func runtimeDefault(s *specs.Spec) { s.Linux.Seccomp = profiles()["RuntimeDefault"] }
+
 // waitForProgram waits until the process is the workload.
 func waitForProgram(t *testing.T, pid int) {
 	t.Helper()
@@ -360,7 +388,10 @@ func TestStartWithAFilterIsLibcontainers(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/noNewPrivs=%v", name, noNewPrivs), func(t *testing.T) {
 				n := newNode(t)
 				var want string
-				ways(t, n, func(way string) {
+				ways(t, n, true, func(way string) {
+					if way == wayOwn {
+						n.learn(func(s *specs.Spec) { s.Linux.Seccomp = profile })
+					}
 					got := outcome(n, args, func(s *specs.Spec) {
 						s.Process.Args, s.Process.NoNewPrivileges, s.Linux.Seccomp = args, noNewPrivs, profile
 						s.Process.Capabilities = &specs.LinuxCapabilities{}
@@ -377,16 +408,24 @@ func TestStartWithAFilterIsLibcontainers(t *testing.T) {
 	}
 }
 
-// Until the workload runs, the filter is open in its init.
-func TestAFilterIsNoProgram(t *testing.T) {
-	n := newNode(t)
-	got := outcome(n, []string{"/proc/self/fd/3"}, func(s *specs.Spec) {
-		s.Process.Args, s.Linux.Seccomp = []string{"/proc/self/fd/3"}, profiles()["RuntimeDefault"]
-	})
-	if !strings.HasPrefix(got, "command: ") && !strings.HasPrefix(got, "exit 255: ") {
-		t.Error(got)
+// Until the workload runs, the filter is open in libcontainer's init, and other files in ours.
+func TestAFilterIsNoProgram(t *testing.T) { withBothInits(t, aFilterIsNoProgram) }
+
+func aFilterIsNoProgram(t *testing.T, n *node) {
+	n.learn(runtimeDefault)
+	if n.init == ownInit {
+		n.init = "" // what it refuses may be libcontainer's to find in its own init
 	}
-	if n.entryCount() != 1 {
+	for fd := 3; fd < 8; fd++ {
+		got := outcome(n, nil, func(s *specs.Spec) {
+			runtimeDefault(s)
+			s.Process.Args = []string{fmt.Sprintf("/proc/self/fd/%d", fd)}
+		})
+		if !strings.HasPrefix(got, "command: ") && !strings.HasPrefix(got, "exit 255: ") {
+			t.Errorf("descriptor %d: %s", fd, got)
+		}
+	}
+	if compiled, loaded := n.kept(); compiled != 1 || loaded != 1 {
 		t.Error("there was no filter")
 	}
 }
@@ -419,31 +458,42 @@ func outcome(n *node, args []string, adjust func(*specs.Spec)) string {
 }
 
 // A kept filter is what is loaded, whatever the profile says, and one that was damaged is not.
-func TestKeptFilterIsUsedAndADamagedOneIsNot(t *testing.T) {
-	n := newNode(t)
+func TestKeptFilterIsUsedAndADamagedOneIsNot(t *testing.T) { withBothInits(t, keptFilterIsUsed) }
+
+func keptFilterIsUsed(t *testing.T, n *node) {
 	refuses := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno}}}
-	mkdir := func() string {
-		return n.bundle([]string{"mkdir", "/tmp/x"}, func(s *specs.Spec) { s.Linux.Seccomp = refuses }).create().output()
+	adjust := func(s *specs.Spec) { s.Linux.Seccomp = refuses }
+	wantRefused := func(when string) {
+		t.Helper()
+		if got := n.bundle([]string{"mkdir", "/tmp/x"}, adjust).create().output(); got != "mkdir refused\n" {
+			t.Errorf("%s: %q", when, got)
+		}
 	}
-	if got := mkdir(); got != "mkdir refused\n" {
-		t.Fatalf("with the filter: %q", got)
+	n.learn(adjust)
+	wantRefused("with the filter")
+	all, err := filepath.Glob(filepath.Join(n.filters, "*"))
+	ours := map[string]bool{ownInit: true, libcontainersInit: false}[n.init]
+	i := slices.IndexFunc(all, func(path string) bool { return strings.HasSuffix(path, "-loaded") == ours })
+	if err != nil || len(all) != 2 || i < 0 {
+		t.Fatalf("%d filters are kept, %v", len(all), err)
 	}
-	entries, err := filepath.Glob(filepath.Join(n.filters, "*"))
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("%d filters are kept, %v", len(entries), err)
-	}
-	data, err := os.ReadFile(entries[0])
+	data, err := os.ReadFile(all[i])
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, damaged := range map[string][]byte{"truncated": data[:len(data)/2], "empty": nil, "noise": bytes.Repeat([]byte("noise"), 50)} {
-		if err := os.WriteFile(entries[0], damaged, 0o600); err != nil {
+		if err := os.WriteFile(all[i], damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := mkdir(); got != "mkdir refused\n" {
-			t.Errorf("%s: %q", name, got)
+		program := n.init
+		if ours {
+			n.init = "" // it is the other's
 		}
-		if now, err := os.ReadFile(entries[0]); err != nil || !bytes.Equal(now, data) {
+		wantRefused(name)
+		if n.init = program; ours {
+			wantRefused(name + ", and learned anew")
+		}
+		if now, err := os.ReadFile(all[i]); err != nil || !bytes.Equal(now, data) {
 			t.Errorf("%s: it was not replaced (%v)", name, err)
 		}
 	}

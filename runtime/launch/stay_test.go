@@ -16,8 +16,9 @@ import (
 
 // TestLauncherStaysForMoreContainers has one launcher make several containers, each of which is at once the child of the
 // launcher's parent, as of a keeper.
-func TestLauncherStaysForMoreContainers(t *testing.T) {
-	n := newNode(t)
+func TestLauncherStaysForMoreContainers(t *testing.T) { withBothInits(t, launcherStays) }
+
+func launcherStays(t *testing.T, n *node) {
 	w := n.launch()
 	var all []*container
 	made, mounts := 0, ""

@@ -15,16 +15,23 @@ import (
 // pin makes a user namespace with others inside it and binds them to files, as a sandbox does. It returns the folder.
 func pin(t *testing.T) (dir string, mapping []specs.LinuxIDMapping) {
 	t.Helper()
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}}
+	dir = pinAll(t, &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		UidMappings: ids, GidMappings: ids,
+	}, "user", "net", "ipc", "uts")
+	return dir, []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+}
+
+// pinAll binds those namespaces to files in a folder that a process with these attributes has.
+func pinAll(t *testing.T, attr *syscall.SysProcAttr, names ...string) (dir string) {
+	t.Helper()
 	prog, err := workload()
 	if err != nil {
 		t.Skipf("the workload needs gcc and static libraries: %v", err)
 	}
 	helper := exec.Command(prog, "pause")
-	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}}
-	helper.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		UidMappings: ids, GidMappings: ids,
-	}
+	helper.SysProcAttr = attr
 	if err := helper.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +40,7 @@ func pin(t *testing.T) (dir string, mapping []specs.LinuxIDMapping) {
 		_ = helper.Wait()
 	}()
 	dir = t.TempDir()
-	for _, name := range []string{"user", "net", "ipc", "uts"} {
+	for _, name := range names {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -47,7 +54,7 @@ func pin(t *testing.T) (dir string, mapping []specs.LinuxIDMapping) {
 			}
 		})
 	}
-	return dir, []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+	return dir
 }
 
 func TestUserNamespaceOfASandbox(t *testing.T) {

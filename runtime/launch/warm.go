@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/selinux/go-selinux"
 
 	"github.com/berth-node/berth/runtime/keeper"
+	"github.com/berth-node/berth/runtime/launch/filter"
 )
 
 // warm does ahead of the job whatever a first use costs: it sends a spec through the steps of a create that touch
@@ -54,6 +55,12 @@ func warm() {
 	}
 	_, _ = manager.New(config.Cgroups) // computes paths; no cgroup is made before init is in it
 	_, _ = json.Marshal(&libcontainer.State{BaseState: libcontainer.BaseState{Config: *config}})
+
+	filter.Warm()
+	_, _ = newOutfit()
+	if lp, err := newProcess(spec.Process, true, []*os.File{nil}); err == nil {
+		_, _ = translate("warm", config, lp).Encode()
+	}
 }
 
 // sampleSpec has something in all the places where the spec of a pod's container usually has something.
