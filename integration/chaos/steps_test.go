@@ -137,6 +137,15 @@ func (r *rig) killAt(t *testing.T, s step, w who) {
 	keeperBefore := r.keeperPid(t)
 
 	h, ended := r.reach(t, s, v)
+	for tries := 1; h == nil; tries++ {
+		if tries == 3 {
+			t.Fatalf("%s came to its end %d times without having been at %s", s.drive.name, tries, s.point)
+		}
+		v.end(t)
+		*v = victim{rig: r, config: r.node.PodConfig("victim"), killed: w, recorded: afterRecord[s.point]}
+		s.drive.prepare(t, v)
+		h, ended = r.reach(t, s, v)
+	}
 	if w == launcher {
 		if err := killPid(h.pid); err != nil {
 			t.Fatal(err)
@@ -205,7 +214,11 @@ func (r *rig) askWhereItHangs(t *testing.T) {
 	})
 }
 
-// reach begins the operation and returns when it is held at the point.
+// overtaken are points that an operation may miss, though seldom: a container that has exited is removed from the keeper at once, and
+// if that is quicker than the acknowledgement of the exit there is nothing to acknowledge.
+var overtaken = map[failpoint.Point]bool{failpoint.KeeperAcked: true}
+
+// reach begins the operation and returns when it is held at the point; nil if it was overtaken.
 func (r *rig) reach(t *testing.T, s step, v *victim) (*held, <-chan error) {
 	t.Helper()
 	tr := r.trap(s.point, s.skip)
@@ -223,6 +236,9 @@ func (r *rig) reach(t *testing.T, s step, v *victim) (*held, <-chan error) {
 	case <-limit.C:
 	}
 	r.disarm(s.point)
+	if overtaken[s.point] && len(ended) > 0 {
+		return nil, nil
+	}
 	select {
 	case err := <-ended:
 		t.Fatalf("%s ended (%v) and never came to %s", s.drive.name, err, s.point)
