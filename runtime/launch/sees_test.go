@@ -262,7 +262,8 @@ func (c *container) mounts() string {
 	peers, hosts := map[string]string{}, map[string]string{}
 	for _, m := range mountTable(c.t, mountsOf(c.t, os.Getpid())) {
 		for tag := range strings.FieldsSeq(m.tags) {
-			if group, ok := strings.CutPrefix(tag, "shared:"); ok {
+			// The first has the name: later ones may be of other tests, which run meanwhile.
+			if group, ok := strings.CutPrefix(tag, "shared:"); ok && hosts[group] == "" {
 				hosts[group] = m.point
 			}
 		}
