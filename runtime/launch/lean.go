@@ -192,7 +192,9 @@ func wantsHost(spec *specs.Spec) bool {
 func piecesOf(bundle string, spec *specs.Spec) []*piece {
 	pieces := []*piece{{path: inBundle(bundle, spec.Root.Path), recursive: true}}
 	for _, ns := range spec.Linux.Namespaces {
-		if ns.Path != "" {
+		// Not one on the other: what comes on a mount that the host shares comes there too.
+		have := slices.ContainsFunc(pieces, func(p *piece) bool { return p.path == ns.Path })
+		if ns.Path != "" && !have {
 			pieces = append(pieces, &piece{path: ns.Path})
 		}
 	}

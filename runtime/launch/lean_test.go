@@ -93,6 +93,32 @@ func TestLeanLauncher(t *testing.T) {
 	}
 }
 
+// A spec that names a file twice is wrong, and leaves nothing on it.
+func TestLeanLauncherMountsNothingTwice(t *testing.T) {
+	n := newNode(t)
+	netns := filepath.Join(t.TempDir(), "net")
+	if err := nsfile.Bind("/proc/self/ns/net", netns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nsfile.Unbind(netns) })
+	if err := unix.Mount("", netns, "", unix.MS_SHARED, ""); err != nil { // as all mounts are where systemd runs
+		t.Fatal(err)
+	}
+	c := n.bundle([]string{"exit", "0"}, func(s *specs.Spec) {
+		setNamespace(s, specs.NetworkNamespace, netns)
+		setNamespace(s, specs.IPCNamespace, netns)
+	})
+	files := c.streams()
+	result, _ := c.run(c.job(keeper.JobCreate), files...)
+	closeEach(files)
+	if result.Error == "" {
+		t.Error("a container has a namespace of processes that is one of networks")
+	}
+	if n := strings.Count(mountsOf(t, os.Getpid()), " "+netns+" "); n != 1 {
+		t.Errorf("%d mounts at %s, want one", n, netns)
+	}
+}
+
 func TestLeanLauncherSpeaksOfTheHost(t *testing.T) {
 	source := t.TempDir()
 	for says, m := range map[string]specs.Mount{
