@@ -75,6 +75,47 @@ func container(t testing.TB) *os.File {
 	return f
 }
 
+// restless is the variable by which this program is one that executes itself again and again, each time from another thread than
+// its first.
+const restless = "BERTH_TEST_RESTLESS"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(restless) == "" {
+		os.Exit(m.Run())
+	}
+	runtime.LockOSThread() // the first
+	done := make(chan error)
+	go func() { done <- syscall.Exec("/proc/self/exe", os.Args, os.Environ()) }()
+	panic(<-done)
+}
+
+// A container whose first process executes another program just then is not one that has ended.
+func TestInitThatExecutes(t *testing.T) {
+	w := newWorld(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), restless+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.init = os.NewFile(uintptr(fd), "pidfd")
+	defer w.init.Close()
+	for range 300 {
+		p := base()
+		p.Namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+		p.Args = []string{"true"}
+		if _, _, err := w.run(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {

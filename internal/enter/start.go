@@ -45,8 +45,28 @@ var ErrNotStarted = errors.New("the enter program was not started")
 
 // Start starts the workload and returns when it runs: its pid and a pidfd, which is the caller's. It is a child of the
 // caller's process; so is the program itself, which has ended by then: the caller reaps both. At the end of ctx all is
-// killed. A step that failed is an *Error.
+// killed. A step that failed is an *Error; it is ESRCH if the container's init has ended.
 func Start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
+	const attempts = 200
+	for range attempts {
+		pid, pidfd, err = start(ctx, f)
+		if !errors.Is(err, unix.ESRCH) || hasEnded(f.Init) {
+			break
+		}
+		// A thread of init's is executing another program, and is about to take the place of the first one, which is gone already,
+		// with its namespaces.
+		time.Sleep(time.Millisecond)
+	}
+	return pid, pidfd, err
+}
+
+// hasEnded looks at a pidfd.
+func hasEnded(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return n != 0 || err != nil
+}
+
+func start(ctx context.Context, f Files) (pid int, pidfd *os.File, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, nil, err
 	}
